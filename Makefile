@@ -1,0 +1,52 @@
+# make demo   installs the base package into .venv and detects defects on drawn steel (IMAGES=dir: on your images)
+# make test   installs everything the tests need and runs them all
+# make lint   ruff, and mypy --strict on an installed copy
+# make bench  the figures of benchmarks/README.md (ONLY=name: one of them)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+IMAGES ?=
+ONLY ?=
+TESTS ?= tests
+
+.PHONY: demo test lint bench wheel clean
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	touch $@
+
+$(VENV)/.base: $(VENV)/.made setup.cfg pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+# torch and torchvision in one call, so that pip takes a matching pair.
+$(VENV)/.full: $(VENV)/.made setup.cfg pyproject.toml
+	$(PIP) --editable ".[test,dev]"
+	touch $@ $(VENV)/.base
+
+demo: $(VENV)/.base
+	$(BIN)/python examples/demo.py --out runs/demo $(if $(IMAGES),--images "$(IMAGES)")
+
+test: $(VENV)/.full
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(TESTS)
+
+# mypy sees the package as a user's mypy would: installed, with training/ and export/ in their places.
+lint: $(VENV)/.full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/lib build/lint
+	$(PIP) --no-deps --no-build-isolation --target build/lint .
+	cd build/lint && MYPYPATH=. ../../$(BIN)/mypy --strict --config-file ../../pyproject.toml -p agssp_zoo
+
+bench: $(VENV)/.full
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+wheel: $(VENV)/.full
+	rm -rf build/lib dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf build dist runs/demo
