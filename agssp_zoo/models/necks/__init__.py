@@ -1,0 +1,7 @@
+"""Necks: feature maps to fused feature maps."""
+
+from __future__ import annotations
+
+from agssp_zoo.models.necks.pafpn import PAFPN
+
+__all__ = ["PAFPN"]

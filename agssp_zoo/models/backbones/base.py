@@ -1,0 +1,143 @@
+"""The contract of a backbone: feature maps at several strides, and stages that can be frozen."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor, nn
+
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.models.base import ZooModule
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One feature map of a backbone.
+
+    Attributes:
+        channels: its channels.
+        reduction: its stride, in input pixels.
+        name: the stage that makes it, as in the module's state dict.
+    """
+
+    channels: int
+    reduction: int
+    name: str
+
+
+class Backbone(ZooModule):
+    """Base class of backbones: an ordinary module from a normalised image to a list of feature maps.
+
+    Args:
+        config: the model's configuration.
+        stage_info: channels, stride and name of every stage, in order.
+        out_indices: which stages' maps :meth:`forward` answers; default the last three (strides 8, 16, 32).
+    """
+
+    def __init__(
+        self, config: ModelConfig, stage_info: Sequence[FeatureInfo], out_indices: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(config)
+        self.stage_info = tuple(stage_info)
+        self.set_out_indices(
+            range(len(self.stage_info) - 3, len(self.stage_info)) if out_indices is None else out_indices
+        )
+        self._num_frozen = 0
+
+    @property
+    @abstractmethod
+    def stem_modules(self) -> tuple[nn.Module, ...]:
+        """What comes before the first stage."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The stages in order; ``stages[i]`` makes the map of out index i."""
+
+    @abstractmethod
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the input of the first stage."""
+
+    @property
+    def out_indices(self) -> tuple[int, ...]:
+        """The stages whose maps :meth:`forward` answers, ascending."""
+        return self._out_indices
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Channels, stride and name of each map that :meth:`forward` answers, in order."""
+        return tuple(self.stage_info[i] for i in self._out_indices)
+
+    def set_out_indices(self, out_indices: Sequence[int]) -> None:
+        """Chooses the maps that :meth:`forward` answers.
+
+        Args:
+            out_indices: stage numbers from 0; negative ones count from the end.
+
+        Raises:
+            InvalidArgumentError: no such stage, none at all, or not ascending.
+        """
+        count = len(self.stage_info)
+        indices = tuple(i + count if i < 0 else i for i in out_indices)
+        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= count:
+            raise InvalidArgumentError(
+                f"out_indices={tuple(out_indices)}: give ascending stage numbers out of 0..{count - 1}."
+            )
+        self._out_indices = indices
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Computes the feature maps.
+
+        Args:
+            x: normalised images, float, (B, 3, H, W).
+
+        Returns:
+            one (B, channels, H / reduction, W / reduction) for every entry of :attr:`feature_info`. Stages beyond
+            the last one asked for are not computed.
+        """
+        x = self.forward_stem(x)
+        maps = []
+        for index, stage in enumerate(self.stages[: self._out_indices[-1] + 1]):
+            x = stage(x)
+            if index in self._out_indices:
+                maps.append(x)
+        return maps
+
+    def freeze_stages(self, count: int) -> Self:
+        """Freezes the stem and the first stages: no gradients, and their BatchNorm statistics stay as they are also
+        in training mode.
+
+        Args:
+            count: how many stages; 0 freezes nothing (and thaws what was frozen).
+
+        Raises:
+            InvalidArgumentError: more stages than there are, or fewer than none.
+        """
+        if not 0 <= count <= len(self.stages):
+            raise InvalidArgumentError(f"freeze_stages({count}): the backbone has {len(self.stages)} stages.")
+        for module in self._first(self._num_frozen):
+            module.requires_grad_(True)
+        self._num_frozen = count
+        for module in self._first(count):
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    @property
+    def num_frozen_stages(self) -> int:
+        """How many stages :meth:`freeze_stages` has frozen."""
+        return self._num_frozen
+
+    def train(self, mode: bool = True) -> Self:
+        """As in :class:`torch.nn.Module`, except that frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._first(self._num_frozen):
+            module.eval()
+        return self
+
+    def _first(self, count: int) -> tuple[nn.Module, ...]:
+        """The stem and the first ``count`` stages; nothing for 0."""
+        return (*self.stem_modules, *self.stages[:count]) if count else ()

@@ -1,0 +1,53 @@
+"""What every network of the zoo has in common: its config, and the normalising of its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.errors import InvalidArgumentError
+
+
+class ZooModule(nn.Module):
+    """Base class of backbones and detectors.
+
+    Attributes:
+        config: the model's configuration; ``config.preprocess`` holds the mean and standard deviation that
+            :meth:`normalize` applies.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        # On the CPU even inside `with torch.device("meta")`: these are in no weights file, so nothing would fill them.
+        for name, values in (("pixel_mean", config.preprocess.mean), ("pixel_std", config.preprocess.std)):
+            buffer = torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Draws new weights, for training from scratch."""
+        raise NotImplementedError
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels -> the network's input.
+
+        Args:
+            images: RGB, uint8 (or float in 0-255), (B, H, W, 3), on the module's device.
+
+        Returns:
+            (B, 3, H, W) in the module's dtype, channels last in memory. Computed in float32 also for a module in
+            half precision.
+
+        Raises:
+            InvalidArgumentError: the shape is another one.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise InvalidArgumentError(f"images have shape {tuple(images.shape)}; give (batch, height, width, 3), RGB.")
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        if any(self.config.preprocess.mean):
+            x = x - self.pixel_mean.to(torch.float32)
+        return (x / self.pixel_std.to(torch.float32)).to(self.pixel_std.dtype)

@@ -1,0 +1,46 @@
+"""YOLOv8-style detectors on any backbone with maps at strides 8, 16 and 32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.models.backbones.base import Backbone
+from agssp_zoo.models.detectors.base import DetectorModule
+from agssp_zoo.models.heads.dfl import DFLHead, RawOutput
+from agssp_zoo.models.layers import initialize
+from agssp_zoo.models.necks.pafpn import PAFPN
+
+
+class YOLOv8(DetectorModule):
+    """Backbone, PAFPN and decoupled DFL head.
+
+    Args:
+        config: the model's configuration; ``class_names`` sets the number of classes.
+        backbone: its maps go to the neck with their own channels.
+        num_bottlenecks: in every CSP layer of the neck.
+        reg_max: bins of the head's distributions.
+    """
+
+    neck: PAFPN
+    head: DFLHead
+
+    def __init__(self, config: ModelConfig, backbone: Backbone, *, num_bottlenecks: int = 1, reg_max: int = 16) -> None:
+        super().__init__(config)
+        channels = [info.channels for info in backbone.feature_info]
+        self.strides = tuple(info.reduction for info in backbone.feature_info)
+        self.reg_max = reg_max
+        self.backbone = backbone
+        self.neck = PAFPN(channels, num_bottlenecks)
+        self.head = DFLHead(channels, self.num_classes, self.strides, reg_max)
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        initialize(self)
+        self.head.reset_predictions()
+
+    def decode(self, raw: Sequence[RawOutput], input_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Raw outputs -> boxes (B, N, 4) xyxy in input pixels, and scores (B, N, C); see :meth:`DFLHead.decode`."""
+        return self.head.decode(raw)

@@ -1,0 +1,187 @@
+"""Weights in safetensors files: read, write, and fill a network.
+
+A file holds float32, or float16 for matrices (tensors of two and more dimensions); in memory everything is float32.
+Its metadata names the architecture and the options that the weights belong to. BatchNorm's ``num_batches_tracked``
+is not written and, where a file has it, not needed: every BatchNorm here has a fixed momentum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.errors import CheckpointError, IntegrityError
+
+COUNTER = "num_batches_tracked"
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file.
+
+    Returns:
+        the tensors as stored, on the CPU, and the file's metadata.
+
+    Raises:
+        IntegrityError: the file is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(
+            f"{path}: cannot be read as safetensors ({error}); it is missing, truncated or another file. "
+            "Download or convert the model again."
+        ) from None
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Fills a network from a safetensors file; every name and shape must agree.
+
+    Parameters on the meta device (``build(config, init=False)``) take the file's tensors over, others are
+    overwritten in place, in their own dtype and on their own device.
+
+    Args:
+        module: a network of :mod:`agssp_zoo.models`.
+        path: the file.
+
+    Raises:
+        IntegrityError: the file cannot be read.
+        CheckpointError: the file is of another architecture or of other options (its metadata says so), or names
+            or shapes disagree; the message lists them.
+    """
+    state, metadata = read_weights(path)
+    config = getattr(module, "config", None)
+    if isinstance(config, ModelConfig):
+        check_metadata(metadata, config, str(path))
+    load_state(module, state, where=str(path))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Fills a network from tensors under its own names; see :func:`load_weights`.
+
+    Args:
+        module: the network.
+        state: name to tensor; ``num_batches_tracked`` may be there or not.
+        where: the source, for messages.
+
+    Raises:
+        CheckpointError: names or shapes disagree.
+    """
+    own = module.state_dict()
+    problems = compare_shapes(
+        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+    )
+    if problems:
+        raise CheckpointError(f"{where} does not fit the network. {problems}")
+    device = torch.device("cpu")
+    filled = {}
+    for name, tensor in own.items():
+        value = state.get(name)
+        if value is None:
+            value = torch.zeros((), dtype=tensor.dtype)
+        # Half precision is for storage only; what is computed with is float32, or what the caller's module has.
+        if tensor.is_meta:
+            filled[name] = value.to(device, tensor.dtype)
+        else:
+            filled[name] = value
+    assign = any(tensor.is_meta for tensor in own.values())
+    module.load_state_dict(filled, strict=True, assign=assign)
+
+
+def save_weights(
+    module: nn.Module, path: str | os.PathLike[str], config: ModelConfig, *, half_matrices: bool = False
+) -> None:
+    """Writes a network's weights as safetensors, under a temporary name first.
+
+    Args:
+        module: the network; its tensors may lie on any device.
+        path: the file, replaced if it is there.
+        config: its architecture and options go into the metadata.
+        half_matrices: store tensors of two and more dimensions as float16; vectors always stay float32, since
+            BatchNorm variances overflow in float16.
+
+    Raises:
+        CheckpointError: a value is not finite, or too large for float16.
+    """
+    state = {}
+    for name, tensor in module.state_dict().items():
+        if name.endswith(COUNTER):
+            continue
+        value = tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
+        if half_matrices and value.ndim >= 2 and value.is_floating_point():
+            value = value.to(torch.float16)
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name} holds NaN or infinite values; weights like these are not written.")
+        state[name] = value.contiguous()
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata=weights_metadata(config))
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def weights_metadata(config: ModelConfig) -> dict[str, str]:
+    """What a weights file of a config says about itself."""
+    return {"format": "pt", "architecture": config.architecture, "options": json.dumps(dict(config.options))}
+
+
+def check_metadata(metadata: Mapping[str, str], config: ModelConfig, where: str) -> None:
+    """Compares a file's metadata with a config; a file without any is trusted to belong to it.
+
+    Raises:
+        CheckpointError: another architecture or other options.
+    """
+    architecture = metadata.get("architecture")
+    if architecture is None:
+        return
+    if architecture != config.architecture:
+        raise CheckpointError(
+            f"{where} holds weights of {architecture}, but the config asks for {config.architecture}; "
+            "use the config.json that belongs to the file."
+        )
+    try:
+        options = json.loads(metadata.get("options", "{}"))
+    except ValueError:
+        raise IntegrityError(f"{where}: its metadata cannot be read; convert or download the model again.") from None
+    # An option that is not named has its default, and every default is false or zero.
+    for key in sorted(options.keys() | config.options.keys()):
+        if (options.get(key) or False) != (config.options.get(key) or False):
+            raise CheckpointError(
+                f"{where} holds weights of {architecture} with {key}={options.get(key, 'default')}, but the config "
+                f"has {key}={config.options.get(key, 'default')}; the shapes agree, the features would not. "
+                "Set the option in config.json as the file says."
+            )
+
+
+def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """Says how two sets of names and shapes differ; empty when they agree.
+
+    ``num_batches_tracked`` may be missing.
+    """
+    missing = [n for n in expected if n not in found and not n.endswith(COUNTER)]
+    unknown = [n for n in found if n not in expected]
+    wrong = [f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
+    parts = (("Missing", missing), ("Unknown", unknown), ("Misshapen", wrong))
+    return " ".join(f"{title} ({len(names)}): {_some(names)}." for title, names in parts if names)
+
+
+def _some(names: Iterable[str], limit: int = 20) -> str:
+    """The names, cut short."""
+    listed = list(names)
+    more = f", and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
