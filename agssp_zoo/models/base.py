@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import InvalidArgumentError
+
+
+def is_capturing() -> bool:
+    """Whether a compiler or an exporter is reading the code now, so that sizes may be symbols."""
+    if torch.compiler.is_compiling():
+        return True
+    onnx = sys.modules.get("torch.onnx")  # not imported here: it costs time, and nobody exports without it
+    return onnx is not None and bool(onnx.is_in_onnx_export())
 
 
 class ZooModule(nn.Module):

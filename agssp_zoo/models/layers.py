@@ -45,8 +45,10 @@ class Bottleneck(nn.Module):
 
 
 class CSPLayer(nn.Module):
-    """A cross-stage-partial layer: half of the channels pass through a chain of bottlenecks, and both halves and
-    every bottleneck's output are concatenated and fused.
+    """A cross-stage-partial layer.
+
+    Half of the channels pass through a chain of bottlenecks; both halves and every bottleneck's output are
+    concatenated and fused.
 
     Args:
         in_channels: channels of the input.
@@ -91,10 +93,10 @@ class SPPF(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Draws the weights for training from scratch: Kaiming normal by fan-out for convolutions that a BatchNorm
-    follows (He et al., arXiv 1502.01852), ones and zeros for BatchNorm.
+    """Draws the weights for training from scratch.
 
-    Convolutions with a bias are prediction layers; their heads initialise them.
+    Convolutions that a BatchNorm follows: Kaiming normal by fan-out (He et al., arXiv 1502.01852); BatchNorm: ones and
+    zeros. Convolutions with a bias are prediction layers; their heads initialise them.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is None:

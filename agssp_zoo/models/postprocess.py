@@ -66,7 +66,10 @@ def _select(
     # all, and most of the time these are enough.
     size = min(total, max(FIRST_CANDIDATES, 2 * max_det))
     while True:
-        top, order = values.topk(size)
+        # Of equal scores the first candidate comes first, as in ONNX's NonMaxSuppression; topk promises no order.
+        order = values.topk(size, sorted=False).indices.sort().values
+        top, within = values[order].sort(descending=True, stable=True)
+        order = order[within]
         rows, labels = candidates[order] // num_classes, candidates[order] % num_classes
         kept = nms(boxes[rows], top, labels, iou)
         if len(kept) >= max_det or size == total:

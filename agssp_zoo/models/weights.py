@@ -129,7 +129,7 @@ def save_weights(
     try:
         save_file(state, temporary, metadata=weights_metadata(config))
         Path(temporary).chmod(0o644)
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -108,8 +108,9 @@ class Backbone(ZooModule):
         return maps
 
     def freeze_stages(self, count: int) -> Self:
-        """Freezes the stem and the first stages: no gradients, and their BatchNorm statistics stay as they are also
-        in training mode.
+        """Freezes the stem and the first stages.
+
+        Their parameters get no gradients, and their BatchNorm statistics stay as they are in training mode too.
 
         Args:
             count: how many stages; 0 freezes nothing (and thaws what was frozen).

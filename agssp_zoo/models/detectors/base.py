@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import InvalidArgumentError
 from agssp_zoo.models.backbones.base import Backbone
-from agssp_zoo.models.base import ZooModule
+from agssp_zoo.models.base import ZooModule, is_capturing
 
 
 class DetectorModule(ZooModule):
@@ -40,7 +39,7 @@ class DetectorModule(ZooModule):
         Raises:
             InvalidArgumentError: height or width is no multiple of the config's stride.
         """
-        if not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()):
+        if not is_capturing():
             height, width = x.shape[-2:]
             stride = self.config.preprocess.stride
             if height % stride or width % stride:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from agssp_zoo.models.base import is_capturing
 from agssp_zoo.models.layers import ConvNormAct
 
 RawOutput = tuple[Tensor, Tensor]
@@ -69,51 +70,50 @@ class DFLHead(nn.Module):
     def decode(self, raw: Sequence[RawOutput]) -> tuple[Tensor, Tensor]:
         """Raw outputs -> boxes and scores of all N points, level by level, row by row.
 
-        Traceable with a dynamic batch, height and width.
+        Traceable with a dynamic batch, height and width. Computed in float32: in bfloat16 a coordinate of a large
+        image would be off by pixels.
 
         Returns:
-            boxes (B, N, 4) xyxy in input pixels, not clipped, and scores (B, N, C) in 0-1; both in the outputs' dtype.
+            boxes (B, N, 4) xyxy in input pixels, not clipped, and scores (B, N, C) in 0-1; both float32.
         """
-        scores = torch.cat([cls.flatten(2) for cls, _ in raw], dim=2).sigmoid().transpose(1, 2)
+        scores = torch.cat([cls.flatten(2) for cls, _ in raw], dim=2).float().sigmoid().transpose(1, 2)
         distances = self.distances(torch.cat([box.flatten(2) for _, box in raw], dim=2).transpose(1, 2))
         points, strides = self.points(raw)
         top_left, bottom_right = distances.chunk(2, dim=-1)
         return torch.cat([points - top_left, points + bottom_right], dim=-1) * strides, scores
 
     def distances(self, box_logits: Tensor) -> Tensor:
-        """The means of the distributions: (..., 4 * reg_max) -> (..., 4), in strides."""
-        bins = torch.arange(self.reg_max, device=box_logits.device, dtype=box_logits.dtype)
-        logits = box_logits.unflatten(-1, (4, self.reg_max))
-        return logits.softmax(-1) @ bins
+        """The means of the distributions: (..., 4 * reg_max) -> float32 (..., 4), in strides."""
+        bins = torch.arange(self.reg_max, device=box_logits.device, dtype=torch.float32)
+        probabilities = box_logits.reshape(*box_logits.shape[:-1], 4, self.reg_max).float().softmax(-1)
+        # No matrix product: autocast would round it to half precision.
+        return (probabilities * bins).sum(-1)
 
     def points(self, raw: Sequence[RawOutput]) -> tuple[Tensor, Tensor]:
         """The centres of all cells in strides, (N, 2) as (x, y), and the strides in pixels, (N, 1)."""
         cls = raw[0][0]
-        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        if is_capturing():
             # The sizes may be symbols here, so the points belong into the graph.
-            return make_points([level[0].shape[-2:] for level in raw], self.strides, cls.device, cls.dtype)
+            return make_points([level[0].shape[-2:] for level in raw], self.strides, cls.device)
         sizes = tuple((level[0].shape[-2], level[0].shape[-1]) for level in raw)
-        return _cached_points(sizes, self.strides, cls.device, cls.dtype)
+        return _cached_points(sizes, self.strides, cls.device)
 
 
-def make_points(
-    sizes: Sequence[Sequence[int]], strides: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def make_points(sizes: Sequence[Sequence[int]], strides: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Centres of the cells of all levels.
 
     Args:
         sizes: (height, width) of every level's map.
         strides: of the levels, in pixels.
         device: where the result lies.
-        dtype: of the result.
 
     Returns:
-        the points (N, 2) as (x, y) in units of their level's stride, at offset 0.5, and the strides (N, 1).
+        the points (N, 2) as (x, y) in units of their level's stride, at offset 0.5, and the strides (N, 1); float32.
     """
     points, steps = [], []
     for (height, width), stride in zip(sizes, strides, strict=True):
-        y = torch.arange(height, device=device, dtype=dtype) + 0.5
-        x = torch.arange(width, device=device, dtype=dtype) + 0.5
+        y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
+        x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
         grid = torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)], dim=-1)
         points.append(grid.reshape(-1, 2))
         steps.append(torch.full_like(points[-1][:, :1], float(stride)))
@@ -122,11 +122,11 @@ def make_points(
 
 @functools.lru_cache(maxsize=32)
 def _cached_points(
-    sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """:func:`make_points`, kept for the last sizes; made outside inference mode, so that training may use them too."""
     with torch.inference_mode(False):
-        return make_points(sizes, strides, device, dtype)
+        return make_points(sizes, strides, device)
 
 
 def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
