@@ -1,0 +1,1 @@
+"""Training: data, losses, fine-tuning and evaluation. Needs the ``train`` extra; importing this needs nothing."""

@@ -1,0 +1,161 @@
+"""Augmentation of one training sample: mosaic, affine, flips and photometric changes.
+
+Everything is drawn from one numpy generator, so a sample is a function of its seed and its images alone. Boxes are
+float32 xyxy in pixels; coordinates are continuous (a pixel's centre lies at 0.5), as Pillow's transforms have them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .settings import TrainSettings
+
+MIN_SIDE = 2.0
+"""Boxes that are narrower or lower than this after cropping, in pixels, are dropped."""
+MIN_VISIBLE = 0.15
+"""Boxes of which less than this share of the area is left after cropping are dropped."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its labelled boxes.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (n, 4) float32 xyxy in pixels.
+        labels: (n,) int64.
+        gray: whether the three channels are equal.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    gray: bool = False
+
+
+def augment(
+    rng: np.random.Generator,
+    first: int,
+    count: int,
+    load: Callable[[int], Sample],
+    settings: TrainSettings,
+    *,
+    mosaic: bool,
+    pad_value: int = 114,
+) -> Sample:
+    """Draws one training sample of ``settings.size`` squared.
+
+    Args:
+        rng: source of every random number.
+        first: index of the sample's own image.
+        count: number of images; the mosaic's other three are drawn from them.
+        load: image of an index, its longer side at most ``settings.size``.
+        settings: strengths and probabilities.
+        mosaic: whether mosaic is on in this epoch.
+        pad_value: gray level where there is no image, 0-255.
+    """
+    size = settings.size
+    if mosaic and rng.random() < settings.mosaic:
+        others = rng.integers(0, count, 3)
+        canvas = compose_mosaic([load(first), *(load(int(i)) for i in others)], size, rng, pad_value)
+    else:
+        canvas = load(first)
+    sample = affine(canvas, draw_matrix(rng, canvas.image.shape[:2], settings), size, pad_value)
+    image, boxes = sample.image, sample.boxes
+    if rng.random() < settings.flip_lr:
+        image, boxes = image[:, ::-1], np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1)
+    if rng.random() < settings.flip_ud:
+        image, boxes = image[::-1], np.stack([boxes[:, 0], size - boxes[:, 3], boxes[:, 2], size - boxes[:, 1]], 1)
+    image = change_light(np.ascontiguousarray(image), rng, settings, gray=sample.gray)
+    return Sample(image, boxes, sample.labels, sample.gray)
+
+
+def compose_mosaic(samples: list[Sample], size: int, rng: np.random.Generator, pad_value: int) -> Sample:
+    """Four images around a random point of a canvas of twice the size (Bochkovskiy et al., YOLOv4, section 3.4)."""
+    cx, cy = (int(v) for v in rng.uniform(0.5 * size, 1.5 * size, 2))
+    canvas = Image.new("RGB", (2 * size, 2 * size), (pad_value,) * 3)
+    boxes = []
+    for place, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        left = cx - width if place % 2 == 0 else cx
+        top = cy - height if place < 2 else cy
+        canvas.paste(Image.fromarray(sample.image), (left, top))
+        boxes.append(sample.boxes + np.array([left, top, left, top], np.float32))
+    return Sample(
+        np.asarray(canvas),
+        np.concatenate(boxes),
+        np.concatenate([s.labels for s in samples]),
+        all(s.gray for s in samples),
+    )
+
+
+def draw_matrix(rng: np.random.Generator, shape: tuple[int, ...], settings: TrainSettings) -> NDArray[np.float64]:
+    """A random affine map, (2, 3), from a canvas of that (height, width) to the output, centre to centre."""
+    height, width = shape
+    turn = math.radians(rng.uniform(-settings.degrees, settings.degrees))
+    factor = rng.uniform(1 - settings.scale, 1 + settings.scale)
+    shear_x, shear_y = (math.tan(math.radians(v)) for v in rng.uniform(-settings.shear, settings.shear, 2))
+    shift = rng.uniform(-settings.translate, settings.translate, 2) * settings.size
+    rotation = factor * np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    linear = np.array([[1.0, shear_x], [shear_y, 1.0]]) @ rotation
+    offset = settings.size / 2 + shift - linear @ np.array([width / 2, height / 2])
+    return np.column_stack([linear, offset])
+
+
+def affine(sample: Sample, matrix: NDArray[np.float64], size: int, pad_value: int) -> Sample:
+    """Maps image and boxes by ``matrix`` (2, 3) onto a square of ``size``; boxes that (nearly) leave it are dropped."""
+    linear, offset = matrix[:, :2], matrix[:, 2]
+    back = np.linalg.inv(linear)
+    shift = -back @ offset
+    image = Image.fromarray(sample.image).transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        (back[0, 0], back[0, 1], shift[0], back[1, 0], back[1, 1], shift[1]),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=(pad_value,) * 3,
+    )
+    boxes, labels = sample.boxes, sample.labels
+    if len(boxes):
+        corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2) @ linear.T + offset
+        whole = np.concatenate([corners.min(1), corners.max(1)], 1)
+        inside = whole.clip(0, size)
+        area = np.prod(whole[:, 2:] - whole[:, :2], 1)
+        sides = inside[:, 2:] - inside[:, :2]
+        keep = (sides.min(1) >= MIN_SIDE) & (np.prod(sides, 1) >= MIN_VISIBLE * area)
+        boxes, labels = inside[keep].astype(np.float32), labels[keep]
+    return Sample(np.asarray(image), boxes, labels, sample.gray)
+
+
+def change_light(
+    image: NDArray[np.uint8], rng: np.random.Generator, settings: TrainSettings, *, gray: bool
+) -> NDArray[np.uint8]:
+    """Brightness, contrast and, for coloured images, saturation and hue. ``image``: (H, W, 3) uint8."""
+    light = rng.uniform(1 - settings.brightness, 1 + settings.brightness)
+    contrast = rng.uniform(1 - settings.contrast, 1 + settings.contrast)
+    saturation = rng.uniform(1 - settings.saturation, 1 + settings.saturation)
+    hue = rng.uniform(-settings.hue, settings.hue)
+    if settings.brightness or settings.contrast:
+        # A table of 256 entries does both at once.
+        levels = np.arange(256) * light
+        middle = float(image[::4, ::4, 1].mean()) * light
+        image = ((levels - middle) * contrast + middle).round().clip(0, 255).astype(np.uint8)[image]
+    if not gray and (settings.saturation or settings.hue):
+        image = _change_color(image, saturation, hue)
+    return image
+
+
+def _change_color(image: NDArray[np.uint8], saturation: float, hue: float) -> NDArray[np.uint8]:
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    tensor = functional.adjust_saturation(tensor, saturation)
+    tensor = functional.adjust_hue(tensor, hue)
+    changed: NDArray[np.uint8] = tensor.permute(1, 2, 0).contiguous().numpy()
+    return changed

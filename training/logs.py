@@ -1,0 +1,130 @@
+"""What a run writes for people: metrics.csv, TensorBoard events, plots and a line an epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .state import write_text
+
+Row = Mapping[str, float | int]
+
+COLUMNS = (
+    *("epoch", "step", "loss", "box_loss", "cls_loss", "dfl_loss", "lr", "map50", "map75", "map50_95"),
+    *("train_seconds", "data_wait_seconds", "val_seconds"),
+)
+"""Columns of metrics.csv; one row an epoch, empty where nothing was measured."""
+
+
+def write_metrics(path: Path, history: Sequence[Row]) -> None:
+    """Writes metrics.csv whole, so that it always agrees with the state."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({name: _short(row.get(name)) for name in COLUMNS})
+    write_text(path, text.getvalue())
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """An epoch in one line."""
+    parts = [f"epoch {int(row['epoch'])}/{epochs}", f"loss {row['loss']:.3f}"]
+    parts.append(f"(box {row['box_loss']:.3f} cls {row['cls_loss']:.3f} dfl {row['dfl_loss']:.3f})")
+    if "map50" in row:
+        parts.append(f"map50 {row['map50']:.4f} map50_95 {row['map50_95']:.4f}")
+    parts.append(f"lr {row['lr']:.2e}")
+    parts.append(f"{row['train_seconds']:.1f} s + val {row.get('val_seconds', 0):.1f} s")
+    return "  ".join(parts)
+
+
+class Progress:
+    """A line that moves on a terminal, and nothing elsewhere."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled and sys.stderr.isatty()
+        self._last = 0.0
+
+    def show(self, text: str) -> None:
+        """Replaces the line, at most four times a second."""
+        if self.enabled and time.monotonic() - self._last > 0.25:
+            self._last = time.monotonic()
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Removes the line."""
+        if self.enabled:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+class Events:
+    """TensorBoard events; silent when TensorBoard is not installed.
+
+    Args:
+        folder: where the event files go; ``None`` writes none.
+        first_step: steps from here on are written anew (a resumed run).
+    """
+
+    def __init__(self, folder: Path | None, first_step: int) -> None:
+        self._writer: Any = None
+        if folder is None:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+            self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Adds scalars at a step."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is pending."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def draw_plots(folder: Path, history: Sequence[Row]) -> None:
+    """Draws loss.png and map.png; nothing without matplotlib or before the first epoch."""
+    if not history:
+        return
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    plots = {
+        "loss.png": ("loss", ("loss", "box_loss", "cls_loss", "dfl_loss")),
+        "map.png": ("average precision", ("map50", "map50_95")),
+    }
+    for name, (label, columns) in plots.items():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for column in columns:
+            rows = [row for row in history if column in row]
+            axes.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=column)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        temporary = folder / f".{name}.tmp"
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+        temporary.replace(folder / name)
+
+
+def _short(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,55 @@
+"""Optimizers, and the learning rate over time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .settings import TrainSettings
+
+WARMUP_MOMENTUM = 0.8
+"""Momentum at the first step; it reaches its own value with the end of the warm-up."""
+
+
+def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW. Kernels and matrices decay; biases and normalisation layers do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    lr = settings.learning_rate
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused or None
+        )
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused or None)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
+    """Sets learning rate and momentum for a step of the whole run and returns the rate.
+
+    The rate follows the schedule over all steps, times a linear rise from 0 over the warm-up.
+    """
+    total = steps_per_epoch * settings.epochs
+    warmup = steps_per_epoch * min(settings.warmup, settings.epochs / 2)
+    progress = step / max(total, 1)
+    if settings.schedule == "cosine":
+        share = settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        share = 1 - (1 - settings.final_lr) * progress
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    rate = settings.learning_rate * share * rise
+    low = min(WARMUP_MOMENTUM, settings.momentum)
+    momentum = low + (settings.momentum - low) * rise
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if "momentum" in group:
+            group["momentum"] = momentum
+        else:
+            group["betas"] = (momentum, group["betas"][1])
+    return rate

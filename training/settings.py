@@ -1,0 +1,169 @@
+"""Every setting of a training run, as one frozen dataclass that the command line is made from."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal
+
+from agssp_zoo.config import from_plain
+from agssp_zoo.errors import TrainingError
+
+
+def _setting(default: Any, text: str, *, runtime: bool = False) -> Any:
+    """A field with its help text; ``runtime`` settings may change when a run is resumed."""
+    return dataclasses.field(default=default, metadata={"help": text, "runtime": runtime})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run is made of. Lengths are in pixels of the network's input, times in epochs unless said otherwise.
+
+    Raises:
+        TrainingError: a value out of range.
+    """
+
+    data: str = _setting("", "folder of labelled images (COCO, YOLO, Pascal VOC, labelme, masks) or of shards")
+    out: str = _setting("runs/train", "folder of this run: settings, metrics, state, last and best model")
+    model: str = _setting("yolov8_n", "architecture, model name, or model folder to start from")
+    weights: Literal["auto", "none"] = _setting("auto", "none: random weights; auto: the model's, where they fit")
+    backbone_weights: str = _setting("", "model folder or name of a backbone whose weights start the detector's")
+    format: str = _setting("auto", "format of the labels; auto recognises it")
+    train_split: str = _setting("train", "split to train on")
+    val_split: str = _setting("val", "split to validate on")
+    tolerance: float = _setting(0.0, "share of the images that may be unreadable before training stops, 0-1")
+
+    size: int = _setting(640, "longer side of the network's input")
+    epochs: int = _setting(100, "passes over the training images")
+    batch: int = _setting(16, "images a step, over all processes")
+    accumulate: int = _setting(1, "steps whose gradients are added up before the weights move")
+    optimizer: Literal["sgd", "adamw"] = _setting("sgd", "sgd with Nesterov momentum, or adamw")
+    lr: float = _setting(0.0, "learning rate after warm-up; 0 chooses 0.01 for sgd, 0.001 for adamw")
+    final_lr: float = _setting(0.01, "learning rate of the last step, as a share of --lr")
+    schedule: Literal["cosine", "linear"] = _setting("cosine", "how the learning rate falls")
+    warmup: float = _setting(3.0, "epochs over which the learning rate rises from 0")
+    momentum: float = _setting(0.937, "momentum of sgd, first beta of adamw")
+    weight_decay: float = _setting(5e-4, "weight decay of matrices and kernels (biases and norms have none)")
+    clip_norm: float = _setting(10.0, "largest norm of the gradient; 0 does not clip")
+    ema_decay: float = _setting(0.9998, "decay a step of the averaged weights; 0 switches averaging off")
+    ema_ramp: float = _setting(2000.0, "steps over which that decay rises: decay * (1 - exp(-step / ramp))")
+    freeze: int = _setting(0, "backbone stages, from the input on, that keep their weights and statistics")
+    cls_pw: float = _setting(0.0, "class imbalance: boxes of a class count as its frequency to the power -cls_pw, 0-1")
+    box_weight: float = _setting(7.5, "weight of the box loss (CIoU)")
+    cls_weight: float = _setting(0.5, "weight of the class loss (BCE)")
+    dfl_weight: float = _setting(1.5, "weight of the distance loss (DFL)")
+    patience: int = _setting(0, "stop after this many epochs without a better map50_95; 0 never stops early")
+    val_every: int = _setting(1, "validate after every this many epochs, and after the last")
+    seed: int = _setting(0, "seed of weights, order and augmentation")
+
+    mosaic: float = _setting(1.0, "probability of composing four images into one")
+    close_mosaic: int = _setting(10, "last epochs without mosaic")
+    degrees: float = _setting(0.0, "largest rotation")
+    translate: float = _setting(0.1, "largest shift, as a share of the size")
+    scale: float = _setting(0.5, "scale is drawn between 1 - scale and 1 + scale")
+    shear: float = _setting(0.0, "largest shear, in degrees")
+    flip_lr: float = _setting(0.5, "probability of mirroring left and right")
+    flip_ud: float = _setting(0.5, "probability of mirroring up and down (a steel surface has no up)")
+    brightness: float = _setting(0.3, "brightness factor is drawn between 1 - brightness and 1 + brightness")
+    contrast: float = _setting(0.3, "contrast factor, likewise")
+    saturation: float = _setting(0.5, "saturation factor, likewise; gray images keep theirs")
+    hue: float = _setting(0.015, "largest shift of the hue, in turns; gray images keep theirs")
+
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps", runtime=True)
+    precision: Literal["no", "bf16", "fp16"] = _setting("no", "mixed precision")
+    threads: int = _setting(0, "CPU threads of the network; 0 takes all cores", runtime=True)
+    workers: int = _setting(1, "processes a process that prepare images; 0 prepares them in line", runtime=True)
+    cache_mb: int = _setting(2048, "decoded images are kept in memory up to this many megabytes", runtime=True)
+    save_every: int = _setting(
+        0, "save the state after every this many steps too, not only after an epoch", runtime=True
+    )
+    time_limit: float = _setting(
+        0.0, "stop, with the state saved, after this many seconds; 0 has no limit", runtime=True
+    )
+    log_every: int = _setting(10, "steps between two entries of the step log (TensorBoard, steps.csv)", runtime=True)
+    plots: bool = _setting(True, "draw loss.png and map.png", runtime=True)
+
+    def __post_init__(self) -> None:
+        at_least = {"size": 32, "epochs": 1, "batch": 1, "accumulate": 1, "val_every": 1, "log_every": 1}
+        for name, low in at_least.items():
+            _check(getattr(self, name) >= low, name, self, f"it must be at least {low}")
+        for name in (
+            *("lr", "warmup", "weight_decay", "clip_norm", "freeze", "ema_ramp", "close_mosaic", "degrees", "patience"),
+            *("shear", "hue", "threads", "workers", "cache_mb", "save_every", "time_limit", "seed"),
+            *("box_weight", "cls_weight", "dfl_weight"),
+        ):
+            _check(getattr(self, name) >= 0, name, self, "it must not be negative")
+        for name in (
+            *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate"),
+            *("scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation"),
+        ):
+            _check(0 <= getattr(self, name) <= 1, name, self, "it must lie in 0-1")
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate after warm-up."""
+        return self.lr or {"sgd": 0.01, "adamw": 0.001}[self.optimizer]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "config.json") -> TrainSettings:
+        """The settings from plain values; unknown keys and wrong types are a ConfigError."""
+        return from_plain(cls, values, where)
+
+
+def _check(good: bool, name: str, settings: TrainSettings, rule: str) -> None:
+    if not good:
+        raise TrainingError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; {rule}.")
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+    """An option for every setting. Options that were not given are absent from the namespace."""
+    hints = typing.get_type_hints(TrainSettings)
+    for field in dataclasses.fields(TrainSettings):
+        hint, text = hints[field.name], field.metadata["help"]
+        shown = "" if field.default in ("", None) else f" (default: {field.default})"
+        kind: dict[str, Any]
+        if hint is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(hint) is Literal:
+            kind = {"choices": typing.get_args(hint)}
+        else:
+            kind = {"type": hint, "metavar": hint.__name__.upper()}
+        flags = [f"--{field.name.replace('_', '-')}"]
+        if "_" in field.name:
+            flags.append(f"--{field.name}")
+        parser.add_argument(*flags, dest=field.name, default=argparse.SUPPRESS, help=text + shown, **kind)
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    names = {field.name for field in dataclasses.fields(TrainSettings)}
+    return {name: value for name, value in vars(args).items() if name in names and not isinstance(value, NoneType)}
+
+
+def merge_for_resume(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> TrainSettings:
+    """The settings of a run that goes on: the stored ones, with those changed that may change.
+
+    Raises:
+        TrainingError: a given setting that shapes the result differs from the stored one.
+    """
+    before = TrainSettings.from_dict(stored, where)
+    runtime = {f.name for f in dataclasses.fields(TrainSettings) if f.metadata["runtime"]} | {"out", "data"}
+    differing = [
+        f"--{name.replace('_', '-')} {value} (was {getattr(before, name)})"
+        for name, value in given.items()
+        if name not in runtime and value != getattr(before, name)
+    ]
+    if differing:
+        raise TrainingError(
+            f"{where}: the run cannot be resumed with other settings: {', '.join(differing)}; leave them out, or start "
+            "a new run with another --out."
+        )
+    return dataclasses.replace(before, **{k: v for k, v in given.items() if k in runtime})
