@@ -1,0 +1,246 @@
+"""What a user points at -> images, one after the other.
+
+- A path is a file; every page of a TIFF is an image.
+- A folder stands for the image files directly in it; a pattern (``*``, ``?``, ``[...]``, and ``**`` for any depth) for
+  those that it matches. Both come in natural order (``s2.png`` before ``s10.png``), without hidden files and without
+  files that have no image's suffix.
+- An ``http://`` or ``https://`` address is downloaded.
+- ``bytes`` are an image file; PIL images and arrays are images.
+- A list, a generator or any other iterable stands for all of its entries, in order.
+
+Everything is lazy: only names are held, never more than one image.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agssp_zoo.errors import ImageError, InvalidArgumentError, SourceError
+from agssp_zoo.images import ChannelOrder, check_channel_order, from_array, iter_pages
+
+SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
+"""Suffixes of the files that a folder or a pattern stands for."""
+URL_TIMEOUT = 30.0
+"""Seconds without an answer before a download is given up."""
+URL_LIMIT = 1 << 28
+"""Most bytes that an address may answer with."""
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_MAGIC = re.compile(r"[*?[]")
+_NUMBER = re.compile(r"\d+")
+
+
+class Item(NamedTuple):
+    """One image of a source, or why there is none.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, or the error.
+        path: the file or address it comes from; ``None`` for bytes, PIL images and arrays.
+        page: page number from 0 within a TIFF of several pages, else ``None``.
+        listed: whether a folder or a pattern led to it, rather than the user naming it.
+        reload: reads the image again; holds the user's own object or the path, never a decoded copy.
+    """
+
+    image: NDArray[np.uint8] | SourceError
+    path: str | None = None
+    page: int | None = None
+    listed: bool = False
+    reload: Callable[[], NDArray[np.uint8]] | None = None
+
+
+class _Missing(NamedTuple):
+    """A name behind which nothing was found."""
+
+    error: SourceError
+    name: str
+
+
+def iter_sources(source: Any, *, channel_order: ChannelOrder = "rgb") -> Iterator[Item]:
+    """Goes through all images of a source, in order.
+
+    Args:
+        source: see the head of this file.
+        channel_order: of arrays, ``"rgb"`` or ``"bgr"``.
+
+    Yields:
+        one :class:`Item` an image; what cannot be read is an item with an error, and the next one follows.
+
+    Raises:
+        InvalidArgumentError: something in the source is of a type that is no source.
+    """
+    check_channel_order(channel_order)
+    for one, listed in _flatten(source):
+        if isinstance(one, _Missing):
+            yield Item(one.error, one.name, listed=listed)
+        else:
+            yield from _read(one, listed, channel_order)
+
+
+def is_single(source: Any) -> bool:
+    """Whether a source is one object in memory, so that nothing is gained by reading ahead."""
+    return isinstance(source, (np.ndarray, bytes, bytearray, memoryview)) or _is_pillow(source)
+
+
+def may_read_ahead(source: Any) -> bool:
+    """Whether the next image may be read while the last one is still worked on.
+
+    Not so for a user's generator (a camera): it keeps its own time, and runs in the caller's thread.
+    """
+    return isinstance(source, (str, os.PathLike, list, tuple))
+
+
+def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
+    """Single files, addresses and objects, each with whether it was listed; an error where nothing is found."""
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        if not isinstance(name, str):
+            name = os.fsdecode(name)
+        if _URL.match(name):
+            yield name, False
+            return
+        path = Path(name).expanduser()
+        try:
+            if path.is_dir():
+                yield from _list_folder(path)
+            elif _MAGIC.search(name) and not path.exists():  # a file may be named "a[1].png"
+                yield from _list_pattern(str(path))
+            else:
+                yield name, False
+        except OSError as error:
+            yield _Missing(SourceError(f"{name} cannot be listed ({error.strerror or error})."), name), False
+        return
+    if is_single(source):
+        yield source, False
+        return
+    if isinstance(source, Iterable) and not isinstance(source, (dict, set, frozenset)) and not hasattr(source, "dtype"):
+        for one in source:
+            yield from _flatten(one)
+        return
+    hint = "; turn the tensor into an array first: tensor.numpy()" if hasattr(source, "dtype") else ""
+    raise InvalidArgumentError(
+        f"{type(source).__name__} is no image source{hint}; give a path, folder, pattern, URL, bytes, PIL image, "
+        "numpy array, or a list of these."
+    )
+
+
+def _list_folder(folder: Path) -> Iterator[tuple[Any, bool]]:
+    """The image files directly in a folder; names only are held, so that a folder of any size fits."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if _is_image_name(e.name) and e.is_file()]
+    if not names:
+        inside = folder / "**" / "*"
+        message = f"{folder} holds no image files; for those in its sub-folders give {str(inside)!r}."
+        yield _Missing(SourceError(message), str(folder)), False
+    names.sort(key=natural_key)
+    for name in names:
+        yield str(folder / name), True
+
+
+def _list_pattern(pattern: str) -> Iterator[tuple[Any, bool]]:
+    """The image files that match a pattern."""
+    import glob
+
+    found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
+    paths = [path for path in found if _is_image_name(Path(path).name) and Path(path).is_file()]
+    if not paths:
+        message = f"No image file matches {pattern!r}; check the path and the pattern."
+        yield _Missing(SourceError(message), pattern), False
+    paths.sort(key=natural_key)
+    for path in paths:
+        yield path, True
+
+
+def _is_image_name(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - of 100,000
+
+
+def natural_key(name: str) -> tuple[str, str]:
+    """Sorts numbers in names by value, ``s2`` before ``s10``, and upper and lower case together."""
+    return _NUMBER.sub(lambda number: number.group().zfill(20), name.casefold()), name
+
+
+def _read(one: Any, listed: bool, channel_order: ChannelOrder) -> Iterator[Item]:
+    """The images of a single file, address or object."""
+    if isinstance(one, np.ndarray):
+        if one.ndim == 4:
+            yield Item(ImageError(f"The array has shape {one.shape}; give several images as a list: list(array)."))
+            return
+        try:
+            image = from_array(one, channel_order=channel_order)
+        except ImageError as error:
+            yield Item(error)
+        else:
+            yield Item(image, reload=lambda: from_array(one, channel_order=channel_order))
+        return
+    path = one if isinstance(one, str) else None
+    page: int | None = None
+    try:
+        data = download(one) if path is not None and _URL.match(path) else one
+        for image, page in iter_pages(data):
+            yield Item(image, path, page, listed, _reloader(data, page))
+    except SourceError as error:
+        yield Item(_named(error, path), path, page, listed)
+
+
+def _named(error: SourceError, path: str | None) -> SourceError:
+    """Names the address in the message about what was downloaded."""
+    if path is None or not _URL.match(path) or path in str(error):
+        return error
+    return ImageError(f"{path}: {error}")
+
+
+def _reloader(source: Any, page: int | None) -> Callable[[], NDArray[np.uint8]]:
+    """Reads a page again, when a picture of it is drawn."""
+
+    def reload() -> NDArray[np.uint8]:
+        for image, number in iter_pages(source):
+            if number == page:
+                return image
+        raise ImageError(f"{source}: page {page} is gone; the file has changed.")
+
+    return reload
+
+
+def download(url: str) -> bytes:
+    """The bytes behind an http or https address.
+
+    Raises:
+        SourceError: no answer, an error answer, a cut connection, or more than ``URL_LIMIT`` bytes.
+    """
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(url, headers={"User-Agent": "agssp-zoo"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as answer:
+            data: bytes = answer.read(URL_LIMIT + 1)
+            announced = int(answer.headers.get("Content-Length") or len(data))
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise SourceError(f"{url}: the server answers {error.code} {error.reason}; check the address.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error or type(error).__name__
+        raise SourceError(f"{url} cannot be downloaded ({reason}); check the address and network.") from None
+    if len(data) > URL_LIMIT:
+        raise SourceError(f"{url} is larger than {URL_LIMIT >> 20} MiB; download it yourself, give the path.")
+    if len(data) < announced:
+        raise SourceError(f"{url}: the connection was cut after {len(data)} of {announced} bytes; try again.")
+    return data
+
+
+def _is_pillow(source: Any) -> bool:
+    """Whether an object is a PIL image, without importing Pillow for it."""
+    return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(source).__mro__)
