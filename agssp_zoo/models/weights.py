@@ -177,11 +177,11 @@ def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     unknown = [n for n in found if n not in expected]
     wrong = [f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
     parts = (("Missing", missing), ("Unknown", unknown), ("Misshapen", wrong))
-    return " ".join(f"{title} ({len(names)}): {_some(names)}." for title, names in parts if names)
+    return " ".join(f"{title} ({len(names)}): {shorten(names)}." for title, names in parts if names)
 
 
-def _some(names: Iterable[str], limit: int = 20) -> str:
-    """The names, cut short."""
+def shorten(names: Iterable[str], limit: int = 20) -> str:
+    """The names in one line, cut short after ``limit``."""
     listed = list(names)
     more = f", and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
