@@ -1,14 +1,148 @@
-"""The model card: README.md of a model folder, with the YAML header that the Hub reads."""
+"""The model card: README.md of a model folder, with the YAML header that the Hub reads.
+
+What the card says stands in config.json: the task, the classes, and the provenance, of which these keys are read into
+the header: ``license`` (an SPDX identifier), ``license_link``, ``datasets`` (names), ``metrics`` (name -> value).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agssp_zoo.config import ModelConfig
 
+LIBRARY = "agssp-zoo"
+PIPELINE_TAGS = {"detector": "object-detection", "backbone": "image-feature-extraction"}
+REQUIRED_KEYS = ("license", "library_name", "pipeline_tag", "datasets", "metrics")
+"""What the header of a published card must state."""
+AUTHORS = "https://github.com/clovermini/AGSSP"
+CITATION = (
+    "Liu, Li, Du, Hou, Sun, Jin, Xu: *Advancing metallic surface defect detection via anomaly-guided pretraining on a "
+    "large industrial dataset.* Pattern Recognition, 2026, 113788 ([arXiv 2509.18919](https://arxiv.org/abs/2509.18919))."
+)
 
-def render_card(config: ModelConfig, *, files: Iterable[str] = ()) -> str:
-    """A default card."""
-    return f"---\nlibrary_name: agssp-zoo\n---\n\n# {config.name}\n"
+
+def render_card(config: ModelConfig, *, files: Iterable[str] = (), text: str = "") -> str:
+    """A model card.
+
+    Args:
+        config: the model's config; its provenance is printed as a table.
+        files: the files of the folder.
+        text: Markdown to stand after the first paragraph, e.g. figures and known limits.
+
+    Returns:
+        The whole README.md.
+    """
+    provenance = dict(config.provenance)
+    header = _header(config, provenance)
+    parts = [f"---\n{_yaml(header)}---\n", f"# {config.name}\n", _summary(config), _usage(config)]
+    if text:
+        parts.append(text.strip() + "\n")
+    if config.class_names:
+        parts.append("## Classes\n\n" + "".join(f"{i}. {name}\n" for i, name in enumerate(config.class_names)))
+    if provenance:
+        rows = "".join(f"| {key} | {_cell(value)} |\n" for key, value in provenance.items())
+        parts.append(f"## Where the weights come from\n\n| | |\n|---|---|\n{rows}")
+    if names := sorted(set(files)):
+        parts.append("## Files\n\n" + "".join(f"- `{name}`{_FILES.get(name, '')}\n" for name in names))
+    parts.append(f"## Citation\n\n{CITATION}\n")
+    return "\n".join(parts)
+
+
+_FILES = {
+    "config.json": ": architecture, preprocessing, postprocessing",
+    "model.safetensors": ": the weights for PyTorch",
+    "model.onnx": ": the whole detector in one file, from uint8 image to boxes, for ONNX Runtime in any language",
+}
+
+
+def read_header(card: Path) -> dict[str, Any]:
+    """The YAML header of a card; empty when there is none, or it is no mapping."""
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    lines = card.read_text(encoding="utf-8").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
+        return {}
+    try:
+        header = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+    except yaml.YAMLError:
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _header(config: ModelConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the YAML header."""
+    license_id = provenance.get("license")
+    header: dict[str, Any] = {"license": str(license_id).lower() if license_id else "other"}
+    if not license_id:  # the Hub's way to say that it has to be read elsewhere
+        header["license_name"] = "as-stated-by-the-authors"
+        header["license_link"] = provenance.get("license_link", AUTHORS)
+    tags = ["defect-detection", "surface-inspection", "steel", config.architecture]
+    return {
+        **header,
+        "library_name": LIBRARY,
+        "pipeline_tag": PIPELINE_TAGS[config.task],
+        "tags": tags,
+        "datasets": [_slug(name) for name in _names(provenance.get("datasets"))],
+        "metrics": [_slug(name) for name in _names(provenance.get("metrics"))] or ["map"],
+    }
+
+
+def _names(value: object) -> list[str]:
+    """One name, several, or a mapping's keys as a list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else [str(name) for name in value]  # type: ignore[attr-defined]
+
+
+def _slug(name: str) -> str:
+    """A name as the Hub writes them."""
+    return name.strip().lower().replace(" ", "-")
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    """Scalars and lists of strings as YAML, of which JSON's strings are a part."""
+    text = ""
+    for key, value in values.items():
+        if isinstance(value, list):
+            text += f"{key}:" + (" []\n" if not value else "\n" + "".join(f"- {json.dumps(v)}\n" for v in value))
+        else:
+            text += f"{key}: {json.dumps(value)}\n"
+    return text
+
+
+def _summary(config: ModelConfig) -> str:
+    """What the model is, in a sentence."""
+    if config.task == "backbone":
+        return f"A `{config.architecture}` backbone for images of metallic surfaces: multi-scale feature maps.\n"
+    count = len(config.class_names)
+    kinds = "one class of defect" if count == 1 else f"{count} classes of defects"
+    return f"A `{config.architecture}` detector for {kinds} on metallic surfaces.\n"
+
+
+def _usage(config: ModelConfig) -> str:
+    """The lines that use it."""
+    if config.task == "backbone":
+        code = (
+            f'backbone = agssp_zoo.load_backbone("{config.name}")\n'
+            'maps = backbone(backbone.preprocess("surface.jpg"))  # one (1, channels, height, width) a stage'
+        )
+        extra = "[torch]"
+    else:
+        code = (
+            f'detector = agssp_zoo.load_detector("{config.name}")\n'
+            'for found in detector.predict("surface.jpg"):\n'
+            "    print(found.boxes, found.scores, found.labels)"
+        )
+        extra = ""
+    return f"```python\n# pip install agssp-zoo{extra}\nimport agssp_zoo\n\n{code}\n```\n"
+
+
+def _cell(value: object) -> str:
+    """A value in a table cell."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -71,6 +71,11 @@ class ModelFolder:
 
         return ModelConfig.load(self.file(CONFIG))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all its files but checksums.json, here or on the Hub."""
+        return tuple(self.checksums) if self.checksums else tuple(model_files(self.path))
+
     def has(self, name: str) -> bool:
         """Whether the model has a file of that name, here or on the Hub; asks nobody for it."""
         if self.fetch is not None:
@@ -237,26 +242,59 @@ def write_folder(
     Raises:
         InvalidArgumentError: ``out`` is there and may not be replaced, or a file name is none.
     """
-    out = Path(out).expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not overwrite:
-            raise InvalidArgumentError(f"{out} is there already; give another folder, or allow overwriting it.")
-        if not (out / CONFIG).is_file():
-            raise InvalidArgumentError(f"{out} is no model folder, so it is not overwritten; give another folder.")
     for name in write_files:
         check_file_name(name)
     if card is None:
         from agssp_zoo.card import render_card
 
         card = render_card(config, files=[CONFIG, *write_files])
+
+    def text(content: str) -> Callable[[Path], None]:
+        return lambda path: write_text(path, content)
+
+    return _build(out, {CONFIG: text(config.to_json()), CARD: text(card), **write_files}, overwrite)
+
+
+def copy_folder(folder: ModelFolder, out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Makes a whole model folder of another one, from disk or the Hub, checking every file.
+
+    Args:
+        folder: the model.
+        out: the folder to make.
+        overwrite: whether a model folder that is there may be replaced.
+
+    Returns:
+        The folder made.
+
+    Raises:
+        InvalidArgumentError: ``out`` is there and may not be replaced.
+        HubError: a file cannot be downloaded.
+        IntegrityError: a file differs from its checksum.
+    """
+
+    def copy(name: str) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            shutil.copyfile(folder.file(name), path)
+
+        return write
+
+    return _build(out, {name: copy(name) for name in folder.names}, overwrite)
+
+
+def _build(out: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]], overwrite: bool) -> Path:
+    """Builds a folder under a temporary name, with checksums.json, and renames it."""
+    out = Path(out).expanduser()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not overwrite:
+            raise InvalidArgumentError(f"{out} is there already; give another folder, or allow overwriting it.")
+        if not (out / CONFIG).is_file():
+            raise InvalidArgumentError(f"{out} is no model folder, so it is not overwritten; give another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
-        (building / CONFIG).write_text(config.to_json(), encoding="utf-8", newline="\n")
-        (building / CARD).write_text(card, encoding="utf-8", newline="\n")
-        for name, write in write_files.items():
+        for name, write in writers.items():
             (building / name).parent.mkdir(parents=True, exist_ok=True)
             write(building / name)
         update_checksums(building)

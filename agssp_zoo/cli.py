@@ -1,0 +1,131 @@
+"""The command ``agssp-zoo``: one parser, a table of sub-commands, and what becomes of errors.
+
+Only the sub-command that was asked for is imported, and none for the top-level help. A sub-command is a module with
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None
+    def run(args: argparse.Namespace) -> int
+
+that imports nothing heavy itself. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from agssp_zoo import __version__
+from agssp_zoo.errors import AgsspZooError, InvalidArgumentError, MissingDependencyError
+
+COMMANDS = {
+    "list": ("agssp_zoo.commands.list", "show which models there are"),
+    "info": ("agssp_zoo.commands.info", "show what is known about a model"),
+    "download": ("agssp_zoo.commands.download", "bring a model to disk, checked"),
+    "predict": ("agssp_zoo.commands.predict", "find defects in images"),
+    "convert": ("agssp_zoo.commands.convert", "make a model folder of the authors' checkpoint"),
+    "export": ("agssp_zoo.export.cli", "write a model as one ONNX file"),
+    "publish": ("agssp_zoo.commands.publish", "upload a model folder to the Hub"),
+    "check-data": ("agssp_zoo.training.data.check_cli", "check a data set before training"),
+    "pack": ("agssp_zoo.training.data.pack_cli", "pack a data set into shards"),
+    "val": ("agssp_zoo.training.evaluation.cli", "measure a detector on a data set"),
+    "finetune": ("agssp_zoo.training.finetune", "train a detector on your own data"),
+}
+"""Sub-command -> (its module, one line of help)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments without the program's name; ``None`` takes ``sys.argv``.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are told once, by us
+    try:
+        args = _parse(argv)
+    except SystemExit as stop:  # argparse has said what there was to say
+        return stop.code if isinstance(stop.code, int) else 2
+    except AgsspZooError as error:  # the sub-command's module cannot be imported
+        return _fail(str(error))
+    if args.debug:
+        return _run(args)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted.", 130)
+    except BrokenPipeError:  # whoever read the output has stopped, e.g. `agssp-zoo list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except InvalidArgumentError as error:
+        return _fail(str(error), 2)
+    except AgsspZooError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error))
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error} (run again with --debug to see where)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Runs the chosen sub-command and writes out what it has printed."""
+    code: int = args.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _fail(message: str, code: int = 1) -> int:
+    """Prints a message as one line on stderr; returns the exit code."""
+    print("agssp-zoo:", " ".join(message.split("\n")), file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """What to install for a package that is not there."""
+    package = (error.name or "").partition(".")[0]
+    extra = {"torch": "torch", "torchvision": "torch", "onnx": "export", "onnxscript": "export", "openvino": "openvino"}
+    if package == "agssp_zoo":
+        return f"This installation has no {error.name}; install agssp-zoo again."
+    return f"This needs {package}, which is not installed: pip install 'agssp-zoo[{extra.get(package, 'train')}]'."
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The parsed arguments; ``run`` in them is the sub-command's function."""
+    parser = argparse.ArgumentParser(
+        prog="agssp-zoo",
+        description="Pretrained models for metallic surface defect detection: load, run, adapt, export.",
+        epilog="`agssp-zoo COMMAND --help` explains a command. Documentation and examples: README.md of the project.",
+    )
+    parser.add_argument("--version", action="version", version=f"agssp-zoo {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
+        if name == chosen:
+            _add_command(command, module)
+    return parser.parse_args(argv)
+
+
+def _add_command(parser: argparse.ArgumentParser, module_name: str) -> None:
+    """Gives a sub-command's parser its arguments, from its module, and those that all of them have."""
+    import importlib
+
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(_missing(error)) from None
+    module.add_arguments(parser)
+    taken = parser._option_string_actions
+    if "--json" not in taken:
+        parser.add_argument("--json", action="store_true", help="print JSON for a machine to read")
+    if "--debug" not in taken:
+        parser.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+    parser.set_defaults(run=module.run)
