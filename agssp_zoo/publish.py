@@ -82,10 +82,7 @@ def publish(
     from agssp_zoo.hub_transfer import explain
 
     config = check_folder(path)
-    folder = ModelFolder.open(path)
-    files = {
-        name: {"sha256": folder.checksums[name], "size": folder.file(name).stat().st_size} for name in folder.names
-    }
+    files = registry_files(path)
     revision = None
     if not dry_run:
         hf = huggingface_hub()
@@ -105,6 +102,14 @@ def publish(
             raise HubError(f"{repo_id} cannot be published: {explain(hf, error, repo_id, 'main')}") from error
         revision = commit.oid
     return {config.name: {"revision": revision, "files": files}}
+
+
+def registry_files(path: str | os.PathLike[str]) -> dict[str, dict[str, str | int]]:
+    """File name -> ``sha256`` and ``size`` in bytes, as the registry states them, of a folder that was checked."""
+    folder = ModelFolder.open(path)
+    return {
+        name: {"sha256": folder.checksums[name], "size": (folder.path / name).stat().st_size} for name in folder.names
+    }
 
 
 def _check_card(folder: ModelFolder) -> None:
