@@ -202,15 +202,21 @@ def _named(error: SourceError, path: str | None) -> SourceError:
 
 
 def _reloader(source: Any, page: int | None) -> Callable[[], NDArray[np.uint8]]:
-    """Reads a page again, when a picture of it is drawn."""
+    """Reads a page again, when a picture of it is drawn; of a download the bytes are kept."""
+    return lambda: load(source, page)
 
-    def reload() -> NDArray[np.uint8]:
-        for image, number in iter_pages(source):
-            if number == page:
-                return image
-        raise ImageError(f"{source}: page {page} is gone; the file has changed.")
 
-    return reload
+def load(source: Any, page: int | None = None) -> NDArray[np.uint8]:
+    """Reads one image, or one page, of a file, an address or an object in memory: (H, W, 3) uint8 RGB.
+
+    Raises:
+        SourceError: it cannot be read, or has no such page.
+    """
+    is_url = isinstance(source, str) and _URL.match(source)
+    for image, number in iter_pages(download(source) if is_url else source):
+        if number == page:
+            return image
+    raise ImageError(f"{source}: there is no page {page}; the file has changed.")
 
 
 def download(url: str) -> bytes:
