@@ -1,0 +1,134 @@
+"""Mask folders: for every defective image a mask, whose connected components become boxes.
+
+Pixels that touch at an edge or a corner belong together (8-connected). Which class a component is:
+
+- masks in folders of their own (``masks/crack/a.png``): the folder's name;
+- masks of a few small values, or with a palette: the value; names from classes.txt, value 1 being its first line;
+- else one class, ``defect`` (or the only line of classes.txt), where the mask is above half of its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agssp_zoo.errors import DataError, MissingDependencyError
+
+from .assemble import Box, Named
+from .dataset import Dataset
+from .listing import MASK_FOLDERS, Matcher, in_folder, is_image, list_images, split_name
+from .problems import Problems
+from .progress import progress
+from .splits import assign_splits, read_class_list
+
+SPECK = 4
+"""Components of fewer pixels than this are left out, with a warning: they are noise of the mask, not defects."""
+
+LARGEST_CLASS_VALUE = 31
+"""Masks whose values all lie in 0..this (255 aside, VOC's "void") number classes; others are gray pictures of one."""
+
+
+def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
+    """Reads a folder of images and masks.
+
+    Masks lie in a folder called masks, mask, ground_truth, gt or SegmentationClass, under the same path and stem as
+    the images, or with ``_mask``, ``_label`` or ``_gt`` after the stem. Images without a mask are free of defects.
+
+    Args:
+        root: the folder.
+        rels: all files below it.
+        problems: collects what is wrong.
+
+    Raises:
+        DataError: no images, or no masks.
+        MissingDependencyError: scipy is not installed.
+    """
+    label, find_objects = _scipy()
+    files = [rel for rel in rels if is_image(rel) and in_folder(rel, MASK_FOLDERS)]
+    if not files:
+        raise DataError(f"{root}: holds no masks; they lie in a folder called masks, beside one called images.")
+    images = list_images(root, rels)
+    matcher = Matcher(images)
+    splits = assign_splits(root, images, matcher, rels, problems)
+    listed = read_class_list(root, rels, problems)
+    named = Named(images, splits)
+    for rel in progress(files, len(files), "reading masks"):
+        file = root / rel
+        image = matcher.match(rel, mask=True)
+        # An image may have several masks, one for each class that is on it.
+        pending = named.found.get(image.key) if image else None
+        pending = pending or named.start(image, file, "", problems)
+        if pending is None:
+            continue
+        values = _read(file)
+        if values is None:
+            problems.error("corrupt-mask", file, "not a readable image; the image it is for is left out.")
+            named.refuse(image)
+            continue
+        pending.size = (values.shape[1], values.shape[0])
+        for name, chosen in _classes(values, _class_folder(rel), listed):
+            components, count = label(chosen, np.ones((3, 3), np.uint8))
+            areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
+            specks = int((areas < SPECK).sum())
+            if specks:
+                message = f"{specks} components of under {SPECK} pixels were left out."
+                problems.warning("mask-speck", file, message, key=pending.key)
+            for area, (rows, columns) in zip(areas, find_objects(components), strict=True):
+                if area >= SPECK:
+                    box = Box(columns.start, rows.start, columns.stop, rows.stop, -1)
+                    named.boxes.append((pending, name, box))
+    return named.finish(root, "masks", listed, "mask", problems)
+
+
+def _class_folder(rel: str) -> str:
+    """The folder below the mask folder that is not a split's, if there is one."""
+    parts = rel.split("/")[:-1]
+    start = next(index for index, part in enumerate(parts) if part.lower() in MASK_FOLDERS)
+    return next((part for part in reversed(parts[start + 1 :]) if not split_name(part)), "")
+
+
+def _read(file: Path) -> NDArray[np.uint16] | None:
+    """A mask's values, (H, W); the largest of the bands of a colour mask, 255 for the ones of a 1-bit mask."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            values = np.asarray(image)
+    except Exception:  # Pillow's plugins raise many kinds on broken files
+        return None
+    if values.dtype == np.bool_:
+        return values.astype(np.uint16) * 255
+    if values.ndim == 3:
+        values = values[..., : 3 if values.shape[2] > 2 else 1].max(axis=2)
+    return values.astype(np.uint16)
+
+
+def _classes(
+    values: NDArray[np.uint16], folder: str, listed: tuple[str, ...] | None
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    """The classes on a mask, and where each is."""
+    present = np.flatnonzero(np.bincount(values.ravel()))
+    present = present[present > 0]
+    if not len(present):
+        return []
+    numbers = present[present != 255].tolist()
+    if folder or not numbers or numbers[-1] > LARGEST_CLASS_VALUE:
+        threshold = 0 if len(present) == 1 else int(present[-1]) // 2
+        name = folder or (listed[0] if listed and len(listed) == 1 else "defect")
+        return [(name, values > threshold)]
+    if listed is None and numbers == [1]:
+        return [("defect", values == 1)]
+    names = [listed[v - 1] if listed and v <= len(listed) else f"class_{v:02d}" for v in numbers]
+    return [(name, values == value) for name, value in zip(names, numbers, strict=True)]
+
+
+def _scipy() -> tuple[Any, Any]:
+    try:
+        from scipy.ndimage import find_objects, label
+    except ImportError:
+        raise MissingDependencyError("Reading masks needs scipy; run `pip install 'agssp-zoo[train]'`.") from None
+    return label, find_objects

@@ -1,0 +1,74 @@
+"""What is wrong with a data set, as records: one for each thing a reader stumbled over, with file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, or worth knowing, about a data set.
+
+    An *error* means that an image or a label was lost (left out of the data set); a *warning* means that something
+    was repaired, or is fine but unusual.
+
+    Attributes:
+        severity: ``"error"`` or ``"warning"``.
+        code: a short stable name, e.g. ``"box-outside"``; docs/data.md lists them.
+        file: the file at fault, or the folder when it concerns many files.
+        line: the line in that file, from 1; ``None`` where lines mean nothing (an image, a mask).
+        message: one sentence.
+        key: the image it is about; empty when it is not about one image.
+    """
+
+    severity: Severity
+    code: str
+    file: str
+    line: int | None
+    message: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.severity} [{self.code}] {self.message}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain dict that JSON holds."""
+        return asdict(self)
+
+
+class Problems:
+    """Collects the problems of one reading, in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self._items: list[Problem] = []
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(
+        self, severity: Severity, code: str, file: object, message: str, *, line: int | None = None, key: str = ""
+    ) -> None:
+        """Notes a problem."""
+        self._items.append(Problem(severity, code, str(file), line, message, key))
+
+    def error(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
+        """Notes that an image or a label was lost."""
+        self.add("error", code, file, message, line=line, key=key)
+
+    def warning(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
+        """Notes that something was repaired, or is unusual."""
+        self.add("warning", code, file, message, line=line, key=key)
+
+
+def some(names: list[str], limit: int = 3) -> str:
+    """The first few names of a list for a message: ``"a, b, c and 5 more"``."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
