@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHECKOUT_MODELS = Path(__file__).parents[1] / "model_cards"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
