@@ -57,7 +57,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         with Path(path).open("rb") as file:
-            content = _load_zip(file) if zipfile.is_zipfile(file) else _load_legacy(file)
+            zipped = zipfile.is_zipfile(file)
+            file.seek(0)
+            content = _load_zip(file) if zipped else _load_legacy(file)
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way

@@ -179,9 +179,10 @@ def guess_architecture(state: Mapping[str, Tensor]) -> str | None:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     detector = _detector_family(shapes)
     if any(name.startswith("backbone.patch_embed.") for name in shapes):
-        # The table of relative positions has (2 * window - 1)**2 rows: window 7, or SimMIM's 6.
+        # The table of relative positions has (2 * window - 1)**2 rows: window 7, or SimMIM's 6. Of the other detectors
+        # with Swin there is one each.
         table = next((s for n, s in shapes.items() if n.endswith("relative_position_bias_table")), (0,))
-        backbone = "swin_b_simmim" if table[0] == 121 else "swin_b"
+        backbone = "swin_b_simmim" if table[0] == 121 and detector in (None, "yolov8") else "swin_b"
     elif "backbone.layer1.0.conv1.weight" in shapes:
         backbone = "resnet50" if "backbone.layer3.5.conv1.weight" in shapes else "resnet"
     elif "backbone.stem.conv.weight" in shapes:
