@@ -1,0 +1,168 @@
+"""``agssp-zoo predict``: images -> predictions.json and annotated pictures.
+
+Both are written as the images come, so that a folder of any size runs in constant memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json
+from agssp_zoo.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from agssp_zoo.detections import Detections
+
+PREDICTIONS = "predictions.json"
+PICTURES = "annotated"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``predict``."""
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="image, folder, quoted pattern or URL")
+    parser.add_argument("--out", required=True, metavar="DIR", help=f"where {PREDICTIONS} and {PICTURES}/ go")
+    parser.add_argument("--model", "-m", help="name, model folder or hf://owner/repo (default: the default detector)")
+    parser.add_argument("--no-images", action="store_true", help=f"write {PREDICTIONS} only")
+    group = parser.add_argument_group("detecting (defaults: the model's own)")
+    group.add_argument("--conf", type=float, metavar="SCORE", help="drop detections with a lower score, 0-1")
+    group.add_argument("--iou", type=float, help="of boxes overlapping more than this keep the best one, 0-1")
+    group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
+    group.add_argument("--size", type=_size, metavar="N|HxW", help="longer side, or a fixed canvas, in pixels")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
+    group.add_argument("--channel-order", choices=("rgb", "bgr"), default="rgb", help="of .npy arrays; files are RGB")
+    group = parser.add_argument_group("running")
+    group.add_argument("--engine", choices=("auto", "onnx", "pytorch", "openvino"), default="auto")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    group.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
+    add_hub_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detects; bad files are reported at the end, and make the exit code 1."""
+    from agssp_zoo.detector import load_detector
+
+    out = Path(args.out).expanduser()
+    detector = load_detector(
+        args.model, engine=args.engine, device=args.device, providers=args.provider, **hub_options(args)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    failed: list[dict[str, str]] = []
+
+    def report(path: str | None, error: Exception) -> None:
+        failed.append({"path": path or "", "error": str(error)})
+
+    found = detector.stream(
+        args.source,
+        conf=args.conf,
+        iou=args.iou,
+        max_det=args.max_det,
+        size=args.size,
+        batch=args.batch,
+        channel_order=args.channel_order,
+        on_error=report,
+    )
+    pictures = None if args.no_images else _Pictures(out / PICTURES)
+    images = detections = 0
+    progress = _Progress(sys.stderr)
+    with _json_list(out / PREDICTIONS) as add:
+        for one in found:
+            add(one.to_dict())
+            if pictures is not None:
+                pictures.save(one)
+            images, detections = images + 1, detections + len(one)
+            progress.show(images)
+    progress.close()
+    summary = {"predictions": str(out / PREDICTIONS), "images": images, "detections": detections, "failed": failed}
+    if args.json:
+        print_json(summary)
+    else:
+        sys.stdout.write(f"{detections} detections in {images} images: {out / PREDICTIONS}\n")
+    for one_failed in failed:
+        sys.stderr.write(f"agssp-zoo: {one_failed['error']}\n")
+    return 1 if failed else 0
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """``640`` or ``256x1600``."""
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) == 1:
+        return sides[0]
+    height, width = sides
+    return height, width
+
+
+@contextmanager
+def _json_list(path: Path) -> Iterator[Any]:
+    """Writes a JSON list, one entry a line, as the entries come; put in place when it is complete.
+
+    Yields:
+        the function that adds an entry.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    separator = "\n"
+
+    def add(entry: dict[str, Any]) -> None:
+        nonlocal separator
+        file.write(separator + json.dumps(entry, ensure_ascii=False))
+        separator = ",\n"
+
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write("[")
+            yield add
+            file.write("\n]\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Pictures:
+    """Writes annotated pictures into a folder, under the names of the originals, none twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.used: dict[str, int] = {}
+        folder.mkdir(exist_ok=True)
+
+    def save(self, found: Detections) -> None:
+        """Draws one image's detections."""
+        source = Path((found.path or "image").split("?")[0])
+        stem = source.stem if found.page is None else f"{source.stem}_page{found.page}"
+        name = stem
+        while name in self.used:  # the same name in another folder
+            self.used[stem] += 1
+            name = f"{stem}_{self.used[stem]}"
+        self.used[name] = 1
+        target = self.folder / f"{name}.jpg"
+        if found.path is not None and target.exists() and target.samefile(found.path):
+            raise InvalidArgumentError(f"{target} would be drawn over; choose another --out.")
+        found.save(target)
+
+
+class _Progress:
+    """The number of images done, on a terminal only, at most five times a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream if stream.isatty() else None
+        self.start = self.last = time.monotonic()
+
+    def show(self, images: int) -> None:
+        """Shows the count."""
+        now = time.monotonic()
+        if self.stream is not None and now - self.last >= 0.2:
+            self.last = now
+            self.stream.write(f"\r{images} images, {images / (now - self.start):.1f} a second ")
+            self.stream.flush()
+
+    def close(self) -> None:
+        """Clears the line."""
+        if self.stream is not None:
+            self.stream.write("\r\x1b[K")

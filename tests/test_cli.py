@@ -1,0 +1,177 @@
+"""The command line: what it prints, its exit codes, and that an error is one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agssp_zoo
+from agssp_zoo import cli, errors, hub, registry
+
+
+@pytest.fixture(autouse=True)
+def nothing_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("AGSSP_ZOO_HOME", "AGSSP_ZOO_NAMESPACE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(hub, "CHECKOUT_MODELS", tmp_path / "none" / "model_cards")
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+Run = Any
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the sub-command ``list`` raise an error."""
+
+    def install(error: BaseException) -> None:
+        def run_command(args: argparse.Namespace) -> int:
+            raise error
+
+        module = types.SimpleNamespace(add_arguments=lambda parser: None, run=run_command)
+        monkeypatch.setitem(sys.modules, "agssp_zoo.commands.list", module)
+        monkeypatch.setattr("agssp_zoo.commands.list", module)
+
+    return install
+
+
+def test_help_names_every_command_and_usage_errors_are_2(run: Run) -> None:
+    code, out, err = run("--help")
+    assert code == 0 and err == "" and [c for c in cli.COMMANDS if c not in out] == []
+    assert run("--version")[1] == f"agssp-zoo {agssp_zoo.__version__}\n"
+    for wrong in ((), ("frobnicate",), ("list", "--frobnicate"), ("info",), ("list", "--task", "x"), ("convert", "a")):
+        code, out, err = run(*wrong)
+        assert code == 2 and out == "" and "usage: agssp-zoo" in err
+    assert run("list", "--tas", "detector")[0] == 2, "no abbreviations, which a new option could make ambiguous"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (errors.HubError("no network.\nNone."), 1, "agssp-zoo: no network. None."),
+        (errors.InvalidArgumentError("conf is 3."), 2, "agssp-zoo: conf is 3."),
+        (ModuleNotFoundError("No module", name="torch"), 1, "pip install 'agssp-zoo[torch]'"),
+        (ModuleNotFoundError("No module", name="onnx.helper"), 1, "pip install 'agssp-zoo[export]'"),
+        (KeyError("boxes"), 1, "KeyError: 'boxes' (run again with --debug to see where)"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, "agssp-zoo: interrupted."),
+    ],
+)
+def test_an_error_is_one_line_unless_debugging(
+    run: Run, raising: Any, error: BaseException, code: int, line: str
+) -> None:
+    raising(error)
+    got, out, err = run("list")
+    assert (got, out) == (code, "") and err.count("\n") == 1 and err.startswith("agssp-zoo: ") and line in err
+    for arguments in (("--debug", "list"), ("list", "--debug")):
+        with pytest.raises(type(error)):
+            run(*arguments)
+
+
+def test_list_shows_what_there_is(run: Run) -> None:
+    code, out, err = run("list")
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and [line.split()[0] for line in lines[1:]] == agssp_zoo.list_models()
+    assert {line.split()[2] for line in lines[1:]} <= {"disk", "hub", "convert", "-"}
+    code, out, _ = run("list", "yolo*", "--task", "detector", "--json")
+    entries = json.loads(out)
+    assert code == 0 and [entry["name"] for entry in entries] == agssp_zoo.list_models("yolo*", task="detector")
+    assert next(e for e in entries if e["name"] == "yolov8_s.agssp")["where"] == "convert"
+    assert run("list", "qqq*") == (0, "", "") and json.loads(run("list", "qqq*", "--json")[1]) == []
+
+
+def test_info_tells_what_is_known(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run("info", "yolov8_s")
+    assert code == 0 and str(agssp_zoo.model_info("yolov8_s").authors_link) in out and "agssp-zoo convert" in out
+    about = json.loads(run("info", "yolov8_s", "--json")[1])
+    assert about["name"] == "yolov8_s.agssp" and about["default"] and "config" not in about
+    code, out, _ = run("info", tiny_folder)
+    assert code == 0 and "pit, scratch" in out and "preprocess.size" in out
+    monkeypatch.setenv("AGSSP_ZOO_HOME", str(tiny_folder.parent))
+    tiny_folder.rename(tiny_folder.parent / "yolov8_s.agssp")
+    about = json.loads(run("info", "yolov8_s", "--json")[1])
+    assert about["where"] == "disk" and about["config"]["class_names"] == ["pit", "scratch"]
+    code, out, err = run("info", "yolo8_s")
+    assert (code, out) == (1, "") and "'yolov8_s'" in err and err.count("\n") == 1
+
+
+def test_download_makes_a_folder_of_its_own(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("download", tiny_folder, "--to", tmp_path / "copy")
+    assert code == 0 and out.strip() == str(tmp_path / "copy")
+    assert (tmp_path / "copy" / "checksums.json").read_text() == (tiny_folder / "checksums.json").read_text()
+    code, _, err = run("download", tiny_folder, "--to", tmp_path / "copy")
+    assert code == 2 and "is there already" in err
+    assert run("download", tiny_folder, "--to", tmp_path / "copy", "--overwrite")[0] == 0
+    code, _, err = run("download", "yolov8_s")
+    assert code == 1 and "not published" in err and err.count("\n") == 1
+    (tiny_folder / "model.safetensors").write_bytes(b"damaged")
+    code, _, err = run("download", tiny_folder, "--to", tmp_path / "copy", "--overwrite")
+    assert code == 1 and "differs from its checksum" in err
+    assert json.loads(run("info", tmp_path / "copy", "--json")[1])["config"]["name"] == "yolov8_s.agssp", "as it was"
+
+
+def test_convert_refuses_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    code, _, err = run("convert", tmp_path / "none.pth", "--arch", "yolov8_s", "--out", tmp_path / "out")
+    assert code == 1 and "none.pth" in err and err.count("\n") == 1
+    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
+    code, _, err = run("convert", tmp_path / "evil.pth", "--arch", "yolov8_s", "--out", tmp_path / "out")
+    assert code == 1 and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    code, _, err = run("convert", tmp_path / "evil.pth", "--arch", "yolov9", "--out", tmp_path / "out")
+    assert code == 1 and "yolov9" in err
+
+
+def test_the_installed_command_is_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agssp_zoo"]
+    done = subprocess.run([*command, "list", "--json"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert [entry["name"] for entry in json.loads(done.stdout)] == agssp_zoo.list_models()
+    # Whoever reads the output may stop reading it.
+    reader = subprocess.Popen(
+        [*command, "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert reader.stdout is not None and reader.stderr is not None
+    reader.stdout.close()
+    assert reader.stderr.read() == b"" and reader.wait() == 1
+    reader.stderr.close()
+
+
+def test_ctrl_c_ends_with_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, agssp_zoo.cli as c, agssp_zoo.commands.list as l\n"
+        "def run(args):\n    print('ready', flush=True); time.sleep(30)\n"
+        "l.run = run\nsys.exit(c.main(['list']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and err == "agssp-zoo: interrupted.\n"
+
+
+def test_registered_names_complete_the_convert_help(run: Run) -> None:
+    out = " ".join(run("convert", "--help")[1].split())
+    assert all(name in out for name in registry.architectures())
