@@ -1,0 +1,109 @@
+"""What an evaluation was made of: command, data, model, machine and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("agssp-zoo", "numpy", "onnxruntime", "torch", "torchvision", "faster-coco-eval")
+
+
+@dataclass(frozen=True)
+class About:
+    """Everything needed to repeat an evaluation; empty where unknown.
+
+    Attributes:
+        command: the command line.
+        created: date and time, ISO 8601 with time zone.
+        data: path of the data set.
+        data_fingerprint: of all its records.
+        split: which part was evaluated.
+        model: the model's name.
+        model_path: where it was loaded from.
+        model_file: the file with the weights.
+        model_sha256: SHA-256 of that file.
+        engine: the engine that ran it.
+        device: where it ran.
+        settings: everything that was chosen: size, batch, thresholds.
+        ms_per_image: wall-clock time of an image from array to detections (reading the file not counted), in ms.
+        ms_per_stage: mean time of each stage as the detector states it, in ms.
+        machine: processor, cores, system.
+        versions: package -> version.
+    """
+
+    command: str = ""
+    created: str = ""
+    data: str = ""
+    data_fingerprint: str = ""
+    split: str = ""
+    model: str = ""
+    model_path: str = ""
+    model_file: str = ""
+    model_sha256: str = ""
+    engine: str = ""
+    device: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ms_per_image: float | None = None
+    ms_per_stage: Mapping[str, float] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for metrics.json."""
+        return {
+            "ms_per_image": self.ms_per_image,
+            "ms_per_stage": dict(self.ms_per_stage),
+            "model": {
+                "name": self.model,
+                "path": self.model_path,
+                "file": self.model_file,
+                "sha256": self.model_sha256,
+            },
+            "data": {"path": self.data, "split": self.split, "fingerprint": self.data_fingerprint},
+            "engine": self.engine,
+            "device": self.device,
+            "settings": dict(self.settings),
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "command": self.command,
+            "created": self.created,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that bear on the figures, as far as they are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, system and, where torch is loaded and sees one, the GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    described = {"processor": _processor(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name(0)
+    return described
+
+
+def _processor() -> str:
+    """The processor's name, from the system where Python does not know it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

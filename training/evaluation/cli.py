@@ -1,0 +1,110 @@
+"""``agssp-zoo val``: measures a detector on a labelled split and writes the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``agssp-zoo val``."""
+    parser.add_argument("--data", required=True, help="the data set: a folder, a COCO file, a data.yaml, or shards")
+    parser.add_argument("--model", required=True, help="a model's name or folder")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where metrics.json and report.html go")
+    parser.add_argument("--split", default="val", help="which part of the data (default: val; 'all' for everything)")
+    parser.add_argument("--format", default="auto", help="the data's format, where it is not recognised")
+    parser.add_argument("--engine", default="auto", choices=("auto", "onnx", "pytorch", "openvino"))
+    parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cpu or cuda (default: cpu)")
+    parser.add_argument("--size", type=_size, help="input size: N for the longer side, or HxW (default: the model's)")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
+    parser.add_argument("--conf", type=float, default=0.001, help="lowest score that counts (default: 0.001)")
+    parser.add_argument(
+        "--iou", type=float, help="IoU above which overlapping boxes are dropped (default: the model's)"
+    )
+    parser.add_argument(
+        "--miss-rate", type=float, default=0.05, metavar="SHARE",
+        help="share of a class's defects that its advised threshold may miss (default: 0.05)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-det", type=int, default=100, help="the best so many detections of a class in an image count (COCO: 100)"
+    )
+    parser.add_argument("--single-class", action="store_true", help="count every defect as one class")
+    parser.add_argument("--count-difficult", action="store_true", help="count difficult boxes like all others")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="SHARE", help="accepted share of label errors (default: 0)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=6, metavar="N", help="how many best and worst images to show (default: 6)"
+    )
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, writes and prints; returns 0."""
+    from .runner import ValidationSettings, validate
+
+    settings = ValidationSettings(
+        engine=args.engine,
+        device=args.device,
+        size=args.size,
+        batch=args.batch,
+        conf=args.conf,
+        iou=args.iou,
+        miss_rate=args.miss_rate,
+        max_det=args.max_det,
+        single_class=args.single_class,
+        ignore_difficult=not args.count_difficult,
+        tolerance=args.tolerance,
+    )
+    validation = validate(args.model, args.data, split=args.split, format=args.format, settings=settings)
+    figures, report = validation.save(args.out, gallery=args.images)
+    if args.json:
+        from agssp_zoo.cli import print_json
+
+        print_json(validation.to_dict())
+        return 0
+    lines = [*table(validation.metrics), f"{validation.about.ms_per_image:.1f} ms an image", f"{figures}", f"{report}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def table(metrics: Metrics) -> list[str]:
+    """The figures as lines of text."""
+    from .words import caveats, number, threshold
+
+    rows = [["class", "images", "boxes", "AP50", "AP50_95", "threshold", "precision", "recall"]]
+    for entry in metrics.classes:
+        point = entry.best_f1
+        rows.append(
+            [entry.name, str(entry.images), str(entry.boxes), number(entry.ap50), number(entry.ap50_95),
+             threshold(point.threshold), number(point.precision), number(point.recall)]
+        )  # fmt: skip
+    point = metrics.best_f1
+    rows.append(
+        ["all", str(metrics.images), str(metrics.boxes), number(metrics.map50), number(metrics.map50_95),
+         threshold(point.threshold), number(point.precision), number(point.recall)]
+    )  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return [*lines, *caveats(metrics)]
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """``640`` or ``480x640`` (height x width)."""
+    sides = text.lower().split("x")
+    try:
+        values = tuple(int(side) for side in sides)
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2:
+        return values[0], values[1]
+    raise argparse.ArgumentTypeError(f"{text!r} is no size; give N, or HxW for height x width")

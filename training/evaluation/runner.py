@@ -1,0 +1,306 @@
+"""Runs a detector over a split, scores it and writes metrics.json and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agssp_zoo.errors import InvalidArgumentError
+
+from .about import About, machine, versions
+from .inputs import GroundTruth, GroundTruthLike, Ints, Prediction, PredictionLike, class_mapping
+from .metrics import Metrics, evaluate, without_nan
+from .report import write_report
+
+if TYPE_CHECKING:
+    from agssp_zoo.config import ModelConfig, Size
+
+    from ..data import Dataset, Record
+
+SINGLE_CLASS = "defect"
+"""What the one class is called when classes are not told apart."""
+
+
+class DetectorLike(Protocol):
+    """What evaluation needs of a detector."""
+
+    @property
+    def config(self) -> ModelConfig: ...  # noqa: D102
+
+    def predict(self, source: Any, **options: Any) -> Sequence[Any]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """How a detector is run and scored.
+
+    Attributes:
+        engine: ``"auto"``, ``"onnx"``, ``"pytorch"`` or ``"openvino"``.
+        device: where it runs.
+        size: input size, as in ``Detector.predict``; ``None``: the model's own.
+        batch: images at a time.
+        conf: scores at or below this are dropped before scoring; low, as average precision needs uncertain ones too.
+        iou: IoU of the suppression of overlapping boxes; ``None``: the model's own.
+        miss_rate: share of a class's boxes that its advised threshold may miss.
+        max_det: the best so many detections of a class in an image count (COCO: 100).
+        single_class: whether every defect counts as one class, whatever it is called.
+        ignore_difficult: whether difficult boxes are ignored like crowd boxes.
+        tolerance: accepted share of images with errors in their labels.
+    """
+
+    engine: str = "auto"
+    device: str = "cpu"
+    size: Size | None = None
+    batch: int = 8
+    conf: float = 0.001
+    iou: float | None = None
+    miss_rate: float = 0.05
+    max_det: int = 100
+    single_class: bool = False
+    ignore_difficult: bool = True
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range, before a long run begins."""
+        if self.batch < 1:
+            raise InvalidArgumentError(f"batch is {self.batch}; it must be at least 1.")
+        if not 0.0 <= self.conf < 1.0:
+            raise InvalidArgumentError(f"conf is {self.conf}; it must lie from 0 to below 1.")
+        if not 0.0 <= self.miss_rate < 1.0:
+            raise InvalidArgumentError(f"miss_rate is {self.miss_rate}; give a share from 0 to below 1.")
+        if self.max_det < 1:
+            raise InvalidArgumentError(f"max_det is {self.max_det}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A finished evaluation.
+
+    Attributes:
+        metrics: the figures.
+        about: what it was made of.
+        records: the images evaluated.
+        ground_truth: their labels as scored.
+        predictions: the detections as scored, in the data's class numbers.
+    """
+
+    metrics: Metrics
+    about: About
+    records: Sequence[Record] = field(repr=False)
+    ground_truth: Sequence[GroundTruthLike] = field(repr=False)
+    predictions: Sequence[PredictionLike] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What metrics.json holds: the figures, then what they were made of."""
+        result: dict[str, Any] = without_nan({**self.metrics.to_dict(), **self.about.to_dict()})
+        return result
+
+    def save(self, out: str | os.PathLike[str], *, gallery: int = 6) -> tuple[Path, Path]:
+        """Writes metrics.json and report.html into a folder.
+
+        Args:
+            out: the folder; made where it is missing.
+            gallery: how many best and how many worst images the report shows.
+
+        Returns:
+            The paths of metrics.json and report.html.
+        """
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = folder / "metrics.json"
+        beside = figures.with_name("metrics.json.tmp")
+        beside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        report = write_report(
+            folder / "report.html",
+            self.metrics,
+            about=self.about,
+            ground_truth=self.ground_truth,
+            predictions=self.predictions,
+            load_image=lambda index: self.records[index].load_image(),
+            image_names=[record.key for record in self.records],
+            gallery=gallery,
+        )
+        beside.replace(figures)
+        return figures, report
+
+
+def validate(
+    model: str | os.PathLike[str] | DetectorLike,
+    data: str | os.PathLike[str] | Dataset,
+    *,
+    split: str = "val",
+    format: str = "auto",
+    settings: ValidationSettings = ValidationSettings(),
+    command: str | None = None,
+) -> Validation:
+    """Runs a detector over one split of a data set and measures it.
+
+    Args:
+        model: a model's name or folder, as ``load_detector`` takes it, or a detector.
+        data: a data set or where it lies, as ``read_dataset`` takes it.
+        split: which part.
+        format: the data's format.
+        settings: how the detector is run and scored.
+        command: what the report states as its command; ``None``: that of this process.
+
+    Raises:
+        DataError: the data cannot be read, has no such split or no labels, or its classes are not the model's.
+        AgsspZooError: the model cannot be loaded or run, an image cannot be read.
+    """
+    from ..data import read_dataset
+
+    whole = read_dataset(data, format=format) if isinstance(data, (str, os.PathLike)) else data
+    part = _checked(whole, split, settings.tolerance)
+    detector, identity = _load(model, settings)
+    names = tuple(whole.class_names)
+    mapping = None if settings.single_class else class_mapping(detector.config.class_names, names)
+    predictions, ms_per_image, stages = predict_records(detector, part.records, settings)
+    ground_truth: Sequence[GroundTruthLike] = part.records
+    if settings.single_class:
+        names = (SINGLE_CLASS,)
+        ground_truth = [
+            GroundTruth(r.boxes, np.zeros_like(r.labels), crowd=r.crowd, difficult=r.difficult) for r in part.records
+        ]
+        predictions = [_merged(p, _suppression(detector, settings)) for p in predictions]
+    elif mapping is not None:
+        predictions = [Prediction(p.boxes, p.scores, mapping[p.labels]) for p in predictions]
+    metrics = evaluate(
+        ground_truth,
+        predictions,
+        names,
+        max_det=settings.max_det,
+        ignore_difficult=settings.ignore_difficult,
+        miss_rate=settings.miss_rate,
+        conf=settings.conf,
+    )
+    about = replace(
+        identity,
+        command=shlex.join(["agssp-zoo", *sys.argv[1:]]) if command is None else command,
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        data=whole.path or "(in memory)",
+        data_fingerprint=part.fingerprint(),
+        split=split,
+        settings=_chosen(detector, settings),
+        ms_per_image=ms_per_image,
+        ms_per_stage=stages,
+        machine=machine(),
+        versions=versions(),
+    )
+    return Validation(metrics, about, part.records, ground_truth, predictions)
+
+
+def predict_records(
+    detector: DetectorLike, records: Sequence[Record], settings: ValidationSettings
+) -> tuple[list[Prediction], float, dict[str, float]]:
+    """Detections of all images, in their order.
+
+    Images of one shape run together, so that a batch is not padded. The time is wall-clock, from arrays to
+    detections; the first batch is left out of it, as engines allocate and compile there.
+
+    Returns:
+        The predictions with the detector's class numbers, milliseconds an image, milliseconds of each stage an image.
+    """
+    from ..data.progress import progress
+
+    order = sorted(range(len(records)), key=lambda i: (records[i].height, records[i].width, i))
+    batches = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
+    predictions: list[Prediction | None] = [None] * len(records)
+    seconds, timed = 0.0, 0
+    stages: dict[str, float] = {}
+    options: dict[str, Any] = {"conf": settings.conf, "size": settings.size, "batch": settings.batch}
+    if settings.iou is not None:
+        options["iou"] = settings.iou
+    for number, batch in enumerate(progress(batches, len(batches), "evaluating (batches)")):
+        images = [records[index].load_image() for index in batch]
+        started = time.perf_counter()
+        found = detector.predict(images, **options)
+        elapsed = time.perf_counter() - started
+        if number or len(batches) == 1:
+            seconds, timed = seconds + elapsed, timed + len(batch)
+            for answer in found:
+                for stage, ms in getattr(answer, "timing", {}).items():
+                    stages[stage] = stages.get(stage, 0.0) + float(ms)
+        for index, answer in zip(batch, found, strict=True):
+            predictions[index] = Prediction(answer.boxes, answer.scores, answer.labels)
+    per_stage = {stage: total / timed for stage, total in stages.items() if stage != "read"}
+    return [p for p in predictions if p is not None], 1000.0 * seconds / max(timed, 1), per_stage
+
+
+def _checked(whole: Dataset, split: str, tolerance: float) -> Dataset:
+    """One split, refused when labels were lost; a split of defect-free images only is fine."""
+    part = whole.split(split)
+    if not any(len(record.labels) for record in whole.records):
+        whole.require_clean(tolerance=1.0)
+    if any(len(record.labels) for record in part.records) or len(part.errors) > tolerance * len(part.records):
+        part.require_clean(tolerance)
+    return part
+
+
+def _load(model: str | os.PathLike[str] | DetectorLike, settings: ValidationSettings) -> tuple[DetectorLike, About]:
+    """The detector, and what identifies it."""
+    if not isinstance(model, (str, os.PathLike)):
+        return model, About(model=model.config.name, device=settings.device, engine=_engine_name(model))
+    from agssp_zoo import hub
+    from agssp_zoo.detector import load_detector
+    from agssp_zoo.folder import sha256_file
+
+    detector: DetectorLike = load_detector(model, engine=settings.engine, device=settings.device)
+    folder = hub.resolve(model)
+    engine = _engine_name(detector)
+    file = "model.safetensors" if engine == "pytorch" else "model.onnx"
+    return detector, About(
+        model=detector.config.name,
+        model_path=str(model),
+        model_file=file,
+        model_sha256=sha256_file(folder.file(file)),
+        engine=engine,
+        device=settings.device,
+    )
+
+
+def _engine_name(detector: DetectorLike) -> str:
+    return str(getattr(getattr(detector, "engine", None), "name", ""))
+
+
+def _suppression(detector: DetectorLike, settings: ValidationSettings) -> float:
+    """The IoU of the suppression of overlapping boxes that is in force."""
+    if settings.iou is not None:
+        return settings.iou
+    postprocess = detector.config.postprocess
+    return postprocess.iou if postprocess is not None else 0.7
+
+
+def _merged(prediction: Prediction, iou: float) -> Prediction:
+    """Detections without their classes; of several classes on one place the best stays."""
+    from agssp_zoo.geometry import nms
+
+    labels: Ints = np.zeros_like(prediction.labels)
+    boxes: NDArray[np.float32] = prediction.boxes
+    kept = nms(boxes, prediction.scores, labels, iou)
+    return Prediction(boxes[kept], prediction.scores[kept], labels[kept])
+
+
+def _chosen(detector: DetectorLike, settings: ValidationSettings) -> Mapping[str, Any]:
+    """Everything that bears on the figures."""
+    size = settings.size if settings.size is not None else detector.config.preprocess.size
+    return {
+        "size": size if isinstance(size, int) else list(size),
+        "batch": settings.batch,
+        "conf": settings.conf,
+        "iou": _suppression(detector, settings),
+        "max_det": settings.max_det,
+        "miss_rate": settings.miss_rate,
+        "single_class": settings.single_class,
+        "ignore_difficult": settings.ignore_difficult,
+    }
