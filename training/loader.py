@@ -6,6 +6,7 @@ augmentation is drawn from (seed, e, k), so neither the number of workers nor th
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,4 +203,11 @@ def build_loader(samples: TrainingSamples, plan: BatchPlan, workers: int, *, pin
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """A signal to the whole process group must not kill the workers before the trainer has saved its state."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

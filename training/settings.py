@@ -84,7 +84,7 @@ class TrainSettings:
     time_limit: float = _setting(
         0.0, "stop, with the state saved, after this many seconds; 0 has no limit", runtime=True
     )
-    log_every: int = _setting(10, "steps between two entries of the step log (TensorBoard, steps.csv)", runtime=True)
+    log_every: int = _setting(10, "steps between two entries of the step log (TensorBoard)", runtime=True)
     plots: bool = _setting(True, "draw loss.png and map.png", runtime=True)
 
     def __post_init__(self) -> None:
@@ -136,10 +136,8 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
             kind = {"choices": typing.get_args(hint)}
         else:
             kind = {"type": hint, "metavar": hint.__name__.upper()}
-        flags = [f"--{field.name.replace('_', '-')}"]
-        if "_" in field.name:
-            flags.append(f"--{field.name}")
-        parser.add_argument(*flags, dest=field.name, default=argparse.SUPPRESS, help=text + shown, **kind)
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text + shown, **kind)
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
