@@ -75,7 +75,8 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
             areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
             specks = int((areas < SPECK).sum())
             if specks:
-                message = f"{specks} components of under {SPECK} pixels were left out."
+                none = " and nothing is left: the image counts as free of defects" if specks == count else ""
+                message = f"{specks} of {count} components have under {SPECK} pixels and were left out{none}."
                 problems.warning("mask-speck", file, message, key=pending.key)
             for area, (rows, columns) in zip(areas, find_objects(components), strict=True):
                 if area >= SPECK:
