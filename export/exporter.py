@@ -1,0 +1,181 @@
+"""One call from a model to a verified ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agssp_zoo.errors import ExportError, InvalidArgumentError, MissingDependencyError
+from agssp_zoo.folder import CHECKSUMS, ModelFolder, update_checksums
+
+if TYPE_CHECKING:
+    import onnx
+
+    from agssp_zoo.config import ModelConfig
+    from agssp_zoo.models import ZooModule
+
+WEIGHTS = "model.safetensors"
+OPSET = 18
+"""The oldest operator set that has all we use, for the widest choice of runtimes."""
+CONTRACT_VERSION = 1
+"""Of the inputs and outputs that this module promises; see docs and the README."""
+NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_onnx(
+    model: ZooModule | ModelFolder | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    raw: bool = False,
+    opset: int = OPSET,
+    verify: bool = True,
+) -> Path:
+    """Writes a model as one ONNX file and checks that it answers what PyTorch answers.
+
+    The graph takes ``images``, uint8 RGB (batch, height, width, 3); batch, height and width are free, height and width
+    multiples of the config's stride. Normalising is part of the graph. Outputs:
+
+    * detector: ``boxes`` float32 (batch, max_det, 4) xyxy in input pixels, ``scores`` float32 (batch, max_det) falling,
+      ``labels`` int64 (batch, max_det), ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
+      The optional inputs ``conf_threshold`` and ``iou_threshold``, float32 (1,), default to the config's values.
+    * detector with ``raw``: for every level of stride s the logits ``class_logits_s`` (batch, classes, height / s,
+      width / s) and ``box_logits_s`` (batch, 4 * bins, height / s, width / s), sides left, top, right, bottom.
+    * backbone: one map an output, named as in its ``feature_info``.
+
+    The file's metadata: ``config`` (the text of config.json), ``class_names`` (JSON), ``task``, ``outputs``
+    (``detections``, ``raw`` or ``features``), ``agssp_zoo_version`` and ``contract_version``.
+
+    Args:
+        model: a module of :mod:`agssp_zoo.models`, a model folder, or a model's name or path.
+        out: the file; ``None`` takes ``model.onnx`` (``raw``: ``model_raw.onnx``) in the model's own folder. Where the
+            file's folder has checksums, they are brought up to date.
+        raw: leave decoding and NMS out.
+        opset: ONNX operator set, 18 or newer.
+        verify: compare with PyTorch on several sizes first; the file is put in place only when they agree.
+
+    Returns:
+        The file.
+
+    Raises:
+        MissingDependencyError: the ``export`` extra is not installed.
+        InvalidArgumentError: no place for the file, or an operator set that is too old.
+        ExportError: the model cannot be exported, or the file does not answer what PyTorch answers.
+        ModelNotFoundError, HubError, IntegrityError, CheckpointError: the model cannot be loaded.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"Exporting needs {', '.join(missing)}; run `pip install 'agssp-zoo[export]'`.")
+    if opset < OPSET:
+        raise InvalidArgumentError(f"opset={opset}: the graph needs operator set {OPSET} or newer.")
+    module, folder = _load(model)
+    target = _target(out, folder, raw)
+    # Only now, since this imports torch and the exporter.
+    from .network import trace
+    from .verification import verify_file
+
+    with _building(target) as temporary:
+        network = trace(module, raw=raw, opset=opset)
+        graph = network if raw or module.config.task == "backbone" else _with_selection(network, module.config)
+        _describe(graph, module.config, raw=raw)
+        import onnx
+
+        onnx.save(graph, temporary)
+        if verify:
+            verify_file(temporary, module, raw=raw)
+    if (target.parent / CHECKSUMS).is_file():
+        update_checksums(target.parent, [target.name])
+    return target
+
+
+def _load(model: ZooModule | ModelFolder | str | os.PathLike[str]) -> tuple[ZooModule, ModelFolder | None]:
+    """A float32 copy of the module on the CPU in evaluation mode, and the folder it comes from."""
+    import copy
+
+    from agssp_zoo.models import ZooModule, load
+
+    if isinstance(model, ZooModule):
+        return copy.deepcopy(model).cpu().float().eval(), None
+    if not isinstance(model, ModelFolder):
+        from agssp_zoo.hub import resolve
+
+        model = resolve(model)
+    return load(model.config, model.file(WEIGHTS)), model
+
+
+def _target(out: str | os.PathLike[str] | None, folder: ModelFolder | None, raw: bool) -> Path:
+    """Where the file goes."""
+    name = "model_raw.onnx" if raw else "model.onnx"
+    if out is not None:
+        target = Path(out).expanduser()
+        if target.is_dir():
+            raise InvalidArgumentError(f"{target} is a folder; give the name of a file, such as {target / name}.")
+        return target
+    if folder is None or folder.fetch is not None:
+        raise InvalidArgumentError("The model is not in a folder of its own on this disk; say with out where to write.")
+    return folder.path / name
+
+
+@contextlib.contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """A temporary name beside ``target``, renamed to it at the end, or removed when anything fails."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        if error.filename is None:  # not about a file
+            raise
+        raise ExportError(f"{target} cannot be written ({error.strerror}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _with_selection(network: onnx.ModelProto, config: ModelConfig) -> onnx.ModelProto:
+    """The network with the choosing of detections behind it."""
+    from onnx import TensorProto, compose, helper
+
+    from .selection import selection_model
+
+    settings = config.postprocess
+    if settings is None:
+        raise ExportError(f"{config.name}: a detector's config needs postprocess.")
+    selection = selection_model(
+        len(config.class_names), settings, opset=network.opset_import[0].version, ir_version=network.ir_version
+    )
+    # The prefix keeps the two graphs' names apart.
+    network = compose.add_prefix(network, "network/", rename_inputs=False)
+    merged = compose.merge_models(
+        network, selection, io_map=[("network/boxes", "all_boxes"), ("network/scores", "all_scores")]
+    )
+    for name, value in (("conf_threshold", settings.conf), ("iou_threshold", settings.iou)):
+        # An initialiser that is also a graph input: a default that a caller may override.
+        merged.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [1], [value]))
+    return merged
+
+
+def _describe(graph: onnx.ModelProto, config: ModelConfig, *, raw: bool) -> None:
+    """Writes names and metadata into the model."""
+    from onnx import helper
+
+    from agssp_zoo import __version__
+
+    graph.producer_name = "agssp-zoo"
+    graph.producer_version = __version__
+    graph.graph.name = config.name
+    helper.set_model_props(
+        graph,
+        {
+            "config": config.to_json(),
+            "class_names": json.dumps(list(config.class_names), ensure_ascii=False),
+            "task": config.task,
+            "outputs": "features" if config.task == "backbone" else "raw" if raw else "detections",
+            "agssp_zoo_version": __version__,
+            "contract_version": str(CONTRACT_VERSION),
+        },
+    )

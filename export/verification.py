@@ -1,0 +1,177 @@
+"""Does an ONNX file answer what PyTorch answers?
+
+A detector is compared in two steps, since a box at the very edge of a threshold may fall on either side of it for a
+rounding error's sake. The network's boxes and scores, before anything is chosen, are compared with PyTorch's, element
+by element, within a tolerance. Then the file's detections are compared with what
+:func:`agssp_zoo.models.select_detections` chooses from the file's own boxes and scores, which must be the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from agssp_zoo.errors import ExportError
+from agssp_zoo.models import ZooModule, select_detections
+
+from .network import FromImages, output_names
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+SIZES = ((1, 640, 640), (3, 128, 640), (2, 416, 352))
+"""Batch, height and width of what is compared."""
+TOLERANCE = 1e-3
+"""Largest difference of an element: of scores absolute, of boxes in pixels per 100 pixels, of other outputs relative to
+the output's root mean square."""
+SAME_DETECTIONS = 0.99
+"""Share of the detections that must be the same to the last bit. Not all: an IoU may lie within a rounding error of the
+threshold, where float32 and float64 disagree."""
+DETECTIONS = ("boxes", "scores", "labels", "count")
+CANDIDATES = (200, 5000)
+"""How many candidates of an image the confidence thresholds let through that detections are compared with."""
+
+
+def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
+    """Compares a file with the module it was made from, on noise and on drawn surfaces, in three sizes.
+
+    Args:
+        path: the ONNX file.
+        module: in evaluation mode, float32, on the CPU.
+        raw: whether the file was exported so.
+
+    Raises:
+        ExportError: the file is no valid ONNX, does not run, or answers otherwise; the message gives the worst
+            difference and where it is.
+    """
+    import onnx
+    import onnxruntime
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.load(path)
+        detects = any(output.name == "count" for output in model.graph.output)
+        names = output_names(module, raw=raw)
+        if detects:
+            names = ["network/" + name for name in names]
+            model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        provider = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=provider)
+        del model
+    except Exception as error:  # both raise errors of their own kinds
+        raise ExportError(f"{path.name}: not a valid ONNX file: {error}") from error
+    network = FromImages(module, raw=raw)
+    for size in SIZES:
+        for kind, images in _inputs(size):
+            where = f"{kind} of {'x'.join(map(str, size))}"
+            with torch.inference_mode():
+                expected = [out.numpy() for out in network(torch.from_numpy(images))]
+            found = _run(session, names, {"images": images}, where)
+            for name, one, other in zip(names, expected, found, strict=True):
+                _compare(name.removeprefix("network/"), one, other, where)
+            if detects:
+                _compare_detections(session, names, images, found, module, where)
+
+
+def _compare_detections(
+    session: Any, names: Sequence[str], images: Array, decoded: Sequence[Array], module: ZooModule, where: str
+) -> None:
+    """The file's detections against those chosen from its own boxes and scores, at the default and other thresholds."""
+    settings = module.config.postprocess
+    if settings is None:
+        raise ExportError(f"{module.config.name}: a detector's config needs postprocess.")
+    ranked = np.sort(decoded[1].reshape(len(images), -1), axis=1)[:, ::-1]
+    thresholds = [(settings.conf, settings.iou)]
+    for number in CANDIDATES:
+        thresholds.append((float(ranked[:, min(number, ranked.shape[1] - 1)].max()), 0.53))
+    total = same = 0
+    for position, (conf, iou) in enumerate(thresholds):
+        feeds: dict[str, Array] = {"images": images}
+        if position:  # else the defaults in the file
+            feeds["conf_threshold"] = np.array([conf], np.float32)
+            feeds["iou_threshold"] = np.array([iou], np.float32)
+        found = _run(session, [*DETECTIONS, *names], feeds, where)
+        expected = select_detections(
+            torch.from_numpy(found[4]),
+            torch.from_numpy(found[5]),
+            conf=conf,
+            iou=iou,
+            max_det=settings.max_det,
+            max_candidates=settings.max_candidates,
+            multi_label=settings.multi_label,
+        )
+        for name, one, other in zip(DETECTIONS, expected, found[:4], strict=True):
+            if one.shape != other.shape:
+                raise ExportError(f"Output {name} on {where} has shape {other.shape}, not {tuple(one.shape)}.")
+        for one_image, other_image in zip(_rows([e.numpy() for e in expected]), _rows(found[:4]), strict=True):
+            total += max(len(one_image), len(other_image))
+            same += len(one_image & other_image)
+    if same < SAME_DETECTIONS * total:
+        raise ExportError(
+            f"The file's detections differ from PyTorch's on {where}: {total - same} of {total}. "
+            "The file was not put in place."
+        )
+
+
+def _rows(detections: Sequence[Array]) -> list[set[bytes]]:
+    """The detections of every image, box, score and label of each as bytes."""
+    boxes, scores, labels, count = detections
+    return [
+        {boxes[i, j].tobytes() + scores[i, j].tobytes() + labels[i, j].tobytes() for j in range(count[i])}
+        for i in range(len(count))
+    ]
+
+
+def _compare(name: str, expected: Array, found: Array, where: str) -> None:
+    """One output of the network, element by element."""
+    if expected.shape != found.shape:
+        raise ExportError(f"Output {name} on {where} has shape {found.shape}; PyTorch's has {expected.shape}.")
+    if name == "scores":
+        scale = 1.0
+    elif name == "boxes":
+        scale = 100.0
+    else:
+        scale = max(float(np.sqrt(np.mean(np.square(expected)))), 1e-6)
+    difference = np.abs(expected - found)
+    worst = float(difference.max())
+    if not worst <= TOLERANCE * scale:  # so that NaN fails too
+        raise ExportError(
+            f"Output {name} on {where} differs from PyTorch's by up to {worst:.3g} "
+            f"(mean {float(difference.mean()):.3g}); {TOLERANCE * scale:.3g} is allowed. The file was not put in place."
+        )
+
+
+def _run(session: Any, names: Sequence[str], feeds: dict[str, Array], where: str) -> list[Array]:
+    """Runs the file; whatever goes wrong in there is an :class:`ExportError`."""
+    try:
+        answer: list[Array] = session.run(list(names), feeds)
+    except Exception as error:
+        raise ExportError(f"The file does not run on {where}: {error}") from error
+    return answer
+
+
+def _inputs(size: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
+    """Kind and pixels, uint8 (batch, height, width, 3): plain noise, and gray surfaces with grain and marks."""
+    generator = np.random.default_rng(sum(size))
+    batch, height, width = size
+    yield "noise", generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    images = np.empty((batch, height, width, 3), np.uint8)
+    for image in images:
+        gray = 110 + 30 * np.sin(x / generator.uniform(30, 200)) + 15 * np.sin(y / generator.uniform(2, 9))
+        gray += generator.normal(0, 6, gray.shape)
+        for _ in range(12):
+            centre_x, centre_y = generator.uniform(0, width), generator.uniform(0, height)
+            radius_x, radius_y = generator.uniform(3, 60), generator.uniform(3, 20)
+            inside = ((x - centre_x) / radius_x) ** 2 + ((y - centre_y) / radius_y) ** 2 < 1
+            gray[inside] += generator.uniform(-70, 70)
+        image[:] = np.clip(gray, 0, 255)[..., None]
+    yield "drawn surfaces", images
