@@ -30,6 +30,7 @@ COMMANDS = {
     "pack": ("agssp_zoo.training.data.pack_cli", "pack a data set into shards"),
     "val": ("agssp_zoo.training.evaluation.cli", "measure a detector on a data set"),
     "finetune": ("agssp_zoo.training.finetune", "train a detector on your own data"),
+    "draw-surfaces": ("agssp_zoo.training.synthetic.cli", "write a data set of drawn metal surfaces"),
 }
 """Sub-command -> (its module, one line of help)."""
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are told once, by us
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         args = _parse(argv)
     except SystemExit as stop:  # argparse has said what there was to say

@@ -10,6 +10,7 @@ huggingface_hub's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -217,9 +218,12 @@ class _Repository:
             raise InvalidArgumentError("force_download needs the network, and HF_HUB_OFFLINE forbids it; drop one.")
         wrong = None
         if not force:
-            cached = hf.try_to_load_from_cache(
-                self.repo_id, file, cache_dir=self.options.cache_dir, revision=self.revision
-            )
+            try:
+                cached = hf.try_to_load_from_cache(
+                    self.repo_id, file, cache_dir=self.options.cache_dir, revision=self.revision
+                )
+            except ValueError as error:
+                raise InvalidArgumentError(f"{self.repo_id} is no name of a Hub repository: {error}") from None
             if isinstance(cached, str):
                 wrong = check(Path(cached))
                 if wrong is None:
@@ -309,9 +313,10 @@ def _unreadable_checksums(path: Path) -> str | None:
 
 def _discard(path: Path) -> None:
     """Takes a bad file out of the cache: the link in the snapshot and what it points to."""
-    if path.is_symlink():
-        (path.parent / path.readlink()).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a cache that may not be written to
+        if path.is_symlink():
+            (path.parent / path.readlink()).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def huggingface_hub() -> Any:

@@ -119,6 +119,13 @@ def test_a_pinned_model_is_downloaded_once_and_then_nobody_is_asked(
     assert published.resolve(environment={"HF_HUB_OFFLINE": "1"}) == found
     assert hub.log == []
 
+    # Nor is telemetry sent by a huggingface_hub that somebody else has imported before.
+    early = f"import huggingface_hub\n{published.code('yolov8_s', force_download=True)}"
+    assert "path" in python(early, hub.url, published.home, AI_AGENT="x").out
+    assert all("/resolve/" in path or path.startswith("/cdn/") for path in hub.requests())
+    assert not [h for _, _, h in hub.log if "torch" in h.get("User-Agent", "")]
+    hub.log.clear()
+
     # A file that is not there yet: offline it is an error, on every file, without a request.
     for options, environment in (({"local_files_only": True}, {}), ({}, {"HF_HUB_OFFLINE": "1"})):
         kind, message = published.failure(files='("README.md",)', environment=environment, **options)
@@ -259,6 +266,7 @@ def test_every_failure_is_one_clear_error(hub: HubServer, published: Client, tin
     expect("hf://factory/lacking", "HubError", "model.safetensors", "no such file", lacking)
     expect("hf://factory/secret@v9", "HubError", "no revision 'v9'", token=hub.token)
     expect("hf://factory", "InvalidArgumentError", "hf://owner/repo")
+    expect("hf://factory/a--b", "InvalidArgumentError", "factory/a--b")
     expect("yolov8_s", "ModelNotFoundError", "model.onnx", "config.json", files='("model.onnx",)')
     expect("yolov8_s", "InvalidArgumentError", "pickle", files='("model.pth",)')
     expect("yolov8_s", "InvalidArgumentError", "name of a file", files='("../x",)')

@@ -28,14 +28,14 @@ def test_a_folder_goes_up_in_one_commit_and_comes_down_as_it_was(
 ) -> None:
     home = tmp_path / "home"
     answer = publish_cli(hub, home, str(tiny_folder), "--repo-id", "factory/line3")
-    assert answer.code == 0, answer.err
+    assert answer.code == 0 and answer.err == "", answer.err
     line = answer.json()["yolov8_s.agssp"]
     repository = hub.repositories["factory/line3"]
     assert len(repository.commits) == 2, "that of create_repo, and ours"
     assert line == {"revision": repository.commits[-1][0], "files": publish.registry_files(tiny_folder)}  # type: ignore[comparison-overlap]
 
     down = run([*CLI, "download", "hf://factory/line3", "--to", str(tmp_path / "down"), "--json"], hub.url, home)
-    assert down.code == 0, down.err
+    assert down.code == 0 and down.err == "", down.err
     assert {n: (tmp_path / "down" / n).read_bytes() for n in [*model_files(tiny_folder), "checksums.json"]} == {
         n: (tiny_folder / n).read_bytes() for n in [*model_files(tiny_folder), "checksums.json"]
     }
