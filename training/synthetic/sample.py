@@ -7,7 +7,7 @@ generators of their own, seeded by (seed, index, purpose): the same surface can 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index as as_index
 
 import numpy as np
@@ -23,6 +23,8 @@ from .noise import BoolArray, FloatArray, Shape, box_mean, white
 from .surfaces import Surface
 
 MIN_SIDE, MAX_SIDE = 32, 16384
+MIN_PIXELS = 4
+"""The fewest pixels of a defect's mask, as far as the image's border does not cut it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,7 @@ def draw_sample(
     tints: list[tuple[tuple[slice, slice], FloatArray, tuple[float, float, float]]] = []
     for i, kind in enumerate(kinds):
         rng = np.random.default_rng([seed, index, _DEFECT, i])
-        mark = looks.defects[kind](rng, bare)
+        mark = _draw_mark(rng, looks.defects[kind], bare)
         target, source = _place(rng, mark, shape, boxes[:i])
         alpha = mark.alpha[source]
         tone, glow = _cut(mark.tone, source), _cut(mark.glow, source)
@@ -141,18 +143,18 @@ def check_arguments(
         raise InvalidArgumentError(f"index and seed must be 0 or more, not {index} and {seed}.")
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise InvalidArgumentError(f"size must be from {MIN_SIDE} to {MAX_SIDE} pixels a side, not {height}x{width}.")
-    if surface is not None and surface not in looks.surfaces:
+    if surface is not None and not (isinstance(surface, str) and surface in looks.surfaces):
         raise InvalidArgumentError(
             f"surface must be one of {', '.join(looks.surfaces)} in style {style!r}, not {surface!r}."
         )
-    if isinstance(defects, str):
-        raise InvalidArgumentError(f"defects must be a sequence of names such as [{defects!r}], not one string.")
+    if isinstance(defects, str) or not isinstance(defects, (Sequence, type(None))):
+        raise InvalidArgumentError(f"defects must be a sequence of names such as ['scratch'], not {defects!r}.")
     for kind in defects or ():
-        if kind not in looks.defects:
+        if not isinstance(kind, str) or kind not in looks.defects:
             raise InvalidArgumentError(
                 f"defects must be names out of {', '.join(looks.defects)} in style {style!r}, not {kind!r}."
             )
-    if not 0 <= defect_rate <= 1:
+    if not isinstance(defect_rate, (int, float)) or not 0 <= defect_rate <= 1:
         raise InvalidArgumentError(f"defect_rate must be between 0 and 1, not {defect_rate!r}.")
     return index, seed, (height, width), looks
 
@@ -179,6 +181,20 @@ def _choose(
     return kinds, surface
 
 
+def _draw_mark(
+    rng: np.random.Generator, painter: Callable[[np.random.Generator, Surface], Mark], bare: Surface
+) -> Mark:
+    """A mark that has pixels: on images of few pixels a swarm of specks may come out empty, and is drawn again."""
+    for _ in range(8):
+        mark = painter(rng, bare)
+        if np.count_nonzero(mark.mask) >= MIN_PIXELS:
+            return mark
+    alpha = mark.alpha.copy()
+    strongest = np.argsort(alpha, axis=None)[-MIN_PIXELS:]
+    alpha.flat[strongest] = np.maximum(alpha.flat[strongest], 0.6)
+    return replace(mark, alpha=alpha)
+
+
 def _cut(field: FloatArray | float, source: tuple[slice, slice]) -> FloatArray | np.float32:
     return field[source] if isinstance(field, np.ndarray) else np.float32(field)
 
@@ -200,7 +216,7 @@ def _place(
         seen = np.count_nonzero(mask[source])
         # Of a mark larger than the image no more than the image can be seen.
         share = float(seen) / min(float(whole), 2.0 * shape[0] * shape[1])
-        if seen < 4:
+        if seen < MIN_PIXELS:
             continue
         box = _tight_box(mask[source], target)
         crowding = _crowding(box, taken) + max(0.0, 0.45 - share)
@@ -209,7 +225,7 @@ def _place(
         if crowding <= 0.05:
             break
     if best is None:  # a thin mark that the tries all missed: put one of its pixels into the middle
-        y, x = np.argwhere(mask)[whole // 2].tolist() if whole else (mask.shape[0] // 2, mask.shape[1] // 2)
+        y, x = np.argwhere(mask)[whole // 2].tolist()
         target, source = _overlap([shape[0] // 2 - y, shape[1] // 2 - x], mask.shape, shape)
         return target, source
     return best[1:]

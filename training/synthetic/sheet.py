@@ -20,14 +20,14 @@ from .surfaces import SURFACES
 TILE, GAP, CAPTION = 150, 4, 16
 
 
-def contact_sheet(*, seed: int = 0) -> Image.Image:
+def contact_sheet(*, seed: int = 10) -> Image.Image:
     """Bare surfaces, every defect of style ``metal`` and every class of style ``neu`` with boxes, six tiles a row."""
     rows: list[list[tuple[str, Image.Image]]] = [[], [], [], []]
     for i in range(6):
         name = SURFACES[i % 3]
         rows[0].append((name, _tile(i, seed, 300, surface=name, defects=())))
     for i, kind in enumerate(DEFECTS):
-        rows[1].append((kind, _tile(i, seed + 1, 200, surface=SURFACES[i % 3], defects=[kind])))
+        rows[1].append((kind, _tile(i, seed + 1, 200, surface=SURFACES[i % 3], defects=[kind, kind])))
     for i, kind in enumerate(NEU_CLASSES):
         kinds = [kind] * min(2, COUNTS[kind][1])
         rows[2].append((kind, _tile(i, seed + 2, 200, style="neu", defects=kinds)))
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the sheet; few colours keep the file small."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="PNG to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=10)
     args = parser.parse_args(argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(f".{args.out.name}.tmp")
