@@ -76,11 +76,10 @@ def read_header(card: Path) -> dict[str, Any]:
 
 def _header(config: ModelConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the YAML header."""
-    license_id = provenance.get("license")
-    header: dict[str, Any] = {"license": str(license_id).lower() if license_id else "other"}
-    if not license_id:  # the Hub's way to say that it has to be read elsewhere
-        header["license_name"] = "as-stated-by-the-authors"
-        header["license_link"] = provenance.get("license_link", AUTHORS)
+    header: dict[str, Any] = {"license": str(provenance.get("license") or "unknown").lower()}
+    link = provenance.get("license_link") or (AUTHORS if "AGSSP authors" in str(provenance.get("source")) else None)
+    if header["license"] == "unknown" and link:  # the Hub's way to say that it has to be read elsewhere
+        header = {"license": "other", "license_name": "as-stated-by-the-authors", "license_link": str(link)}
     tags = ["defect-detection", "surface-inspection", "steel", config.architecture]
     return {
         **header,
@@ -125,16 +124,19 @@ def _summary(config: ModelConfig) -> str:
 
 
 def _usage(config: ModelConfig) -> str:
-    """The lines that use it."""
+    """The lines that use it; by name where the registry knows it."""
+    from agssp_zoo.registry import find
+
+    name = config.name if find(config.name) else "path/of/this/folder"
     if config.task == "backbone":
         code = (
-            f'backbone = agssp_zoo.load_backbone("{config.name}")\n'
+            f'backbone = agssp_zoo.load_backbone("{name}")\n'
             'maps = backbone(backbone.preprocess("surface.jpg"))  # one (1, channels, height, width) a stage'
         )
         extra = "[torch]"
     else:
         code = (
-            f'detector = agssp_zoo.load_detector("{config.name}")\n'
+            f'detector = agssp_zoo.load_detector("{name}")\n'
             'for found in detector.predict("surface.jpg"):\n'
             "    print(found.boxes, found.scores, found.labels)"
         )

@@ -139,8 +139,11 @@ def test_cards_carry_what_the_hub_reads(tiny_config: ModelConfig, tmp_path: Path
     )
     backbone = ModelConfig(name="resnet50.agbp", architecture="resnet50", task="backbone")
     header = ModelCard(card.render_card(backbone)).data.to_dict()
-    assert header["pipeline_tag"] == "image-feature-extraction" and header["license"] == "other"
-    assert header["license_link"].startswith("https://")
+    assert header["pipeline_tag"] == "image-feature-extraction" and header["license"] == "unknown"
+    converted = backbone.replace(name="resnet50.mine", provenance={"source": "checkpoint of the AGSSP authors"})
+    header = ModelCard(card.render_card(converted)).data.to_dict()
+    assert header["license"] == "other" and header["license_link"].startswith("https://")
+    assert 'load_backbone("path/of/this/folder")' in card.render_card(converted)
 
 
 def test_the_registry_takes_over_folders_and_commits(
