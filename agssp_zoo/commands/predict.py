@@ -10,16 +10,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json
-from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.errors import InvalidArgumentError, SourceError
 
 if TYPE_CHECKING:
     from agssp_zoo.detections import Detections
+    from agssp_zoo.sources import Item
 
 PREDICTIONS = "predictions.json"
 PICTURES = "annotated"
@@ -37,7 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
     group.add_argument("--size", type=_size, metavar="N|HxW", help="longer side, or a fixed canvas, in pixels")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
-    group.add_argument("--channel-order", choices=("rgb", "bgr"), default="rgb", help="of .npy arrays; files are RGB")
+    group.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
+    group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    group.add_argument(
+        "--channel-order",
+        choices=("rgb", "bgr"),
+        default="rgb",
+        help="bgr for files whose red and blue were swapped when they were saved",
+    )
     group = parser.add_argument_group("running")
     group.add_argument("--engine", choices=("auto", "onnx", "pytorch", "openvino"), default="auto")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
@@ -59,13 +69,16 @@ def run(args: argparse.Namespace) -> int:
     def report(path: str | None, error: Exception) -> None:
         failed.append({"path": path or "", "error": str(error)})
 
+    swapped = _Swapped(args.source, report) if args.channel_order == "bgr" else None
     found = detector.stream(
-        args.source,
+        swapped.images() if swapped else args.source,
         conf=args.conf,
         iou=args.iou,
         max_det=args.max_det,
         size=args.size,
         batch=args.batch,
+        tile=args.tile,
+        overlap=args.overlap,
         channel_order=args.channel_order,
         on_error=report,
     )
@@ -73,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     images = detections = 0
     progress = _Progress(sys.stderr)
     with _json_list(out / PREDICTIONS) as add:
-        for one in found:
+        for answer in found:
+            one = swapped.name(answer) if swapped else answer
             add(one.to_dict())
             if pictures is not None:
                 pictures.save(one)
@@ -122,6 +136,32 @@ def _json_list(path: Path) -> Iterator[Any]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Swapped:
+    """Images of files with red and blue swapped: given to the detector as BGR arrays, which know no file."""
+
+    def __init__(self, source: list[str], on_error: Callable[[str | None, SourceError], None]) -> None:
+        self.source, self.on_error = source, on_error
+        self.given: deque[Item] = deque()
+
+    def images(self) -> Iterator[Any]:
+        """The images; what cannot be read is reported."""
+        from agssp_zoo.sources import iter_sources
+
+        for item in iter_sources(self.source):
+            if isinstance(item.image, SourceError):
+                self.on_error(item.path, item.image)
+            else:
+                self.given.append(item._replace(image=item.image[:0]))
+                yield item.image
+
+    def name(self, answer: Detections) -> Detections:
+        """The next answer, with the file that it belongs to."""
+        item = self.given.popleft()
+        reload = item.reload
+        pixels = None if reload is None else lambda: reload()[..., ::-1].copy()
+        return replace(answer, path=item.path, page=item.page, reload=pixels)
 
 
 class _Pictures:
