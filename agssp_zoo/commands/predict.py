@@ -63,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
     detector = load_detector(
         args.model, engine=args.engine, device=args.device, providers=args.provider, **hub_options(args)
     )
-    out.mkdir(parents=True, exist_ok=True)
     failed: list[dict[str, str]] = []
 
     def report(path: str | None, error: Exception) -> None:
@@ -82,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         channel_order=args.channel_order,
         on_error=report,
     )
+    out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
     pictures = None if args.no_images else _Pictures(out / PICTURES)
     images = detections = 0
     progress = _Progress(sys.stderr)

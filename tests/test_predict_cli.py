@@ -1,0 +1,209 @@
+"""``agssp-zoo predict`` with a small hand-made ONNX detector: bright images hold one detection, dark ones none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agssp_zoo import cli
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.folder import write_folder
+
+onnx = pytest.importorskip("onnx")
+
+
+def write_detector(path: Path, config: ModelConfig) -> None:
+    """A detector by the ONNX contract: its score is the mean of the image, its box has the corners 8, 8 and 40, 24."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, value: Any, dtype: Any) -> Any:
+        return numpy_helper.from_array(np.array(value, dtype), name)
+
+    box = [[8, 8, 40, 24], [0, 0, 0, 0]]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["pixels", "white"], ["shares"]),
+        helper.make_node("ReduceMean", ["shares", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Reshape", ["mean", "column"], ["score"]),
+        helper.make_node("Mul", ["score", "zero"], ["nothing"]),
+        helper.make_node("Concat", ["score", "nothing"], ["scores"], axis=1),
+        helper.make_node("Greater", ["score", "conf_threshold"], ["kept"]),
+        helper.make_node("Cast", ["kept"], ["counts"], to=TensorProto.INT64),
+        helper.make_node("Squeeze", ["counts", "one"], ["count"]),
+        helper.make_node("Cast", ["scores"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["whole", "none"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "label"], ["labels"]),
+        helper.make_node("Unsqueeze", ["nothing", "one"], ["places"]),
+        helper.make_node("Add", ["places", "box"], ["boxes"]),
+    ]
+    initializers = [
+        constant("white", 255, np.float32),
+        constant("axes", [1, 2, 3], np.int64),
+        constant("column", [-1, 1], np.int64),
+        constant("zero", 0, np.float32),
+        constant("none", 0, np.int64),
+        constant("one", [1], np.int64),
+        constant("label", 1, np.int64),
+        constant("box", [box], np.float32),
+        constant("conf_threshold", [0.25], np.float32),
+        constant("iou_threshold", [0.7], np.float32),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", "height", "width", 3]),
+        helper.make_tensor_value_info("conf_threshold", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("iou_threshold", TensorProto.FLOAT, [1]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", 2, 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2]),
+        helper.make_tensor_value_info("labels", TensorProto.INT64, ["batch", 2]),
+        helper.make_tensor_value_info("count", TensorProto.INT64, ["batch"]),
+    ]
+    graph = helper.make_graph(nodes, "bright", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, {"config": config.to_json(), "contract_version": "1", "outputs": "detections"})
+    onnx.save(model, path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from agssp_zoo.config import Postprocess
+
+    post = Postprocess(max_det=2)
+    config = ModelConfig("yolov8_n.bright", "yolov8_n", "detector", class_names=("pit", "scratch"), postprocess=post)
+    folder = tmp_path_factory.mktemp("model") / "bright"
+    return write_folder(folder, config, {"model.onnx": lambda path: write_detector(path, config)})
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with a bright and a dark image, a TIFF of two pages, and a file that is no image."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (320, 64), "white").save(folder / "s10.png")
+    Image.new("L", (64, 64), 5).save(folder / "s2.jpg")
+    (folder / "s3.png").write_bytes(b"no image")
+    pages = [Image.new("L", (64, 48), 255), Image.new("L", (64, 48), 0)]
+    pages[0].save(folder / "t.tif", save_all=True, append_images=pages[1:])
+    (folder / "notes.txt").write_text("ignored")
+    return folder
+
+
+def predict(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main(["predict", *map(str, arguments)])
+    return (code, *capsys.readouterr())
+
+
+def test_a_bad_file_is_reported_at_the_end_and_the_others_are_done(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = predict(capsys, images, "-m", model, "--out", out, "--batch", 2, "--json")
+    assert code == 1 and stderr.count("\n") == 1 and "s3.png" in stderr
+    summary = json.loads(stdout)
+    assert (summary["images"], summary["detections"]) == (4, 2)
+    assert [Path(one["path"]).name for one in summary["failed"]] == ["s3.png"]
+    entries = json.loads((out / "predictions.json").read_text())
+    assert [(Path(e["path"]).name, e["page"], e["size"], e["names"]) for e in entries] == [
+        ("s2.jpg", None, [64, 64], []),
+        ("s10.png", None, [64, 320], ["scratch"]),
+        ("t.tif", 0, [48, 64], ["scratch"]),
+        ("t.tif", 1, [48, 64], []),
+    ]
+    assert entries[1]["boxes"] == [[4.0, 4.0, 20.0, 12.0]], "from 640 pixels to 320"
+    assert entries[1]["labels"] == [1] and entries[1]["scores"] == [pytest.approx(1.0, abs=0.01)]
+    assert (out / "predictions.json").read_text().count("\n") == 6, "an entry a line"
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == [
+        *("predictions.json", "s10.jpg", "s2.jpg", "t_page0.jpg", "t_page1.jpg")
+    ]
+    with Image.open(out / "annotated" / "s10.jpg") as drawn:
+        assert drawn.size == (320, 64) and np.asarray(drawn).min() < 128, "a box is drawn"
+
+
+def test_options_reach_the_detector(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    color = tmp_path / "other" / "s10.png"
+    Image.new("RGB", (64, 64), (250, 120, 20)).save(color)
+    sources = (images / "s10.png", color)
+
+    def run(*options: object, expect: int = 0) -> list[dict[str, Any]]:
+        code, _, stderr = predict(capsys, *sources, "-m", model, "--out", tmp_path / "out", *options)
+        assert code == expect, stderr
+        entries: list[dict[str, Any]] = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        return entries
+
+    assert [len(e["boxes"]) for e in run()] == [1, 1]
+    assert {p.name for p in (tmp_path / "out" / "annotated").iterdir()} == {"s10.jpg", "s10_2.jpg"}
+    assert [len(e["boxes"]) for e in run("--conf", 0.9)] == [1, 0]
+    assert run("--size", 320)[0]["boxes"] == [[8.0, 8.0, 40.0, 24.0]]
+    assert run("--size", "64x320", "--engine", "onnx")[0]["boxes"] == [[8.0, 8.0, 40.0, 24.0]]
+    assert len(run("--tile", 64, "--overlap", 0, "--batch", 3, "--max-det", 2)[0]["boxes"]) == 2
+    entries = run("--channel-order", "bgr")
+    assert [Path(e["path"]) for e in entries] == list(sources)
+    with Image.open(tmp_path / "out" / "annotated" / "s10_2.jpg") as drawn:
+        assert np.abs(np.asarray(drawn)[60, 60].astype(int) - (20, 120, 250)).max() < 12, "red and blue swapped back"
+
+    code, _, stderr = predict(capsys, images / "none.png", images / "s2.jpg", "-m", model, "--out", tmp_path / "out")
+    assert code == 1 and "none.png" in stderr and stderr.count("\n") == 1
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
+
+    out = tmp_path / "bare"
+    code, stdout, _ = predict(capsys, images / "s2.jpg", "-m", model, "--out", out, "--no-images")
+    assert code == 0 and stdout == f"0 detections in 1 images: {out / 'predictions.json'}\n"
+    assert [p.name for p in out.iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--conf", 3), 2, "conf=3.0"),
+        (("--size", "big"), 2, "--size"),
+        (("--max-det", 9), 2, "at most 2"),
+        (("--provider", "NoneExecutionProvider"), 1, "NoneExecutionProvider"),
+        (("--device", "cuda"), 1, "cuda"),
+        (("--engine", "pytorch"), 1, "model.safetensors"),
+        (("-m", "yolov8_z"), 1, "'yolov8_s'"),
+    ],
+)
+def test_errors_are_one_line_and_leave_what_was_there(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Any, code: int, words: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "predictions.json").write_text("old")
+    got, _, stderr = predict(capsys, images / "s2.jpg", "-m", model, "--out", out, *arguments)
+    assert got == code and words in stderr
+    assert stderr.strip().splitlines()[-1] == stderr.strip() or "usage:" in stderr
+    assert [p.name for p in out.iterdir()] == ["predictions.json"]
+    assert (out / "predictions.json").read_text() == "old"
+
+
+def test_the_originals_are_never_drawn_over(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "annotated"
+    folder.mkdir()
+    Image.new("L", (64, 64), 255).save(folder / "a.jpg")
+    before = (folder / "a.jpg").read_bytes()
+    code, _, stderr = predict(capsys, folder, "-m", model, "--out", tmp_path)
+    assert code == 2 and "would be drawn over" in stderr and (folder / "a.jpg").read_bytes() == before
+
+
+def test_predicting_with_onnx_never_imports_torch_nor_the_hub(model: Path, images: Path, tmp_path: Path) -> None:
+    heavy = ["torch", "torchvision", "onnx", "huggingface_hub", "safetensors", "scipy", "cv2", "importlib.metadata"]
+    image, folder, out = str(images / "s10.png"), str(model), str(tmp_path / "out")
+    code = (
+        "import sys; from agssp_zoo.cli import main; import agssp_zoo\n"
+        f"code = main(['predict', {image!r}, '-m', {folder!r}, '--out', {out!r}])\n"
+        f"agssp_zoo.load_detector({folder!r}).predict({image!r}, tile=64)\n"
+        f"print([m for m in {heavy} if m in sys.modules], code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[] 0"], done.stdout + done.stderr
