@@ -107,6 +107,8 @@ def _corners(shape: dict[str, Any]) -> tuple[float, float, float, float] | None:
         xs, ys = [float(point[0]) for point in points], [float(point[1]) for point in points]
     except (TypeError, ValueError, IndexError):
         return None
+    if not all(map(math.isfinite, [*xs, *ys])):
+        return None
     if shape.get("shape_type") == "circle":
         radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
         return xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from agssp_zoo.errors import DataError, InvalidArgumentError
+from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 
 from .dataset import Dataset
 from .progress import progress
@@ -181,6 +181,8 @@ def _write_shard(
         digest = _sha256(temporary)
         size = temporary.stat().st_size
         temporary.replace(folder / name)
+    except AgsspZooError:
+        raise  # an image that cannot be read is an OSError, too, but says so itself
     except OSError as error:
         raise DataError(f"{folder / name}: cannot be written ({error.strerror}); pack again to go on.") from None
     finally:

@@ -29,6 +29,20 @@ _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _local = threading.local()
 
 
+class _Http(http.client.HTTPConnection):
+    """A connection that closes when the thread that owned it ends."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Https(http.client.HTTPSConnection):
+    """The same with TLS."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def is_url(path: str) -> bool:
     """Whether a path is an http(s) URL."""
     return path.startswith(("http://", "https://"))
@@ -136,8 +150,8 @@ def _connection(scheme: str, host: str) -> http.client.HTTPConnection:
     connection = connections.get((scheme, host))
     if connection is None:
         if scheme == "https":
-            connection = http.client.HTTPSConnection(host, timeout=TIMEOUT, context=ssl.create_default_context())
+            connection = _Https(host, timeout=TIMEOUT, context=ssl.create_default_context())
         else:
-            connection = http.client.HTTPConnection(host, timeout=TIMEOUT)
+            connection = _Http(host, timeout=TIMEOUT)
         connections[scheme, host] = connection
     return connection

@@ -70,7 +70,7 @@ def _read_local(path: Path, format: str) -> Dataset:
     if format == "auto":
         index = path if chosen == path.name else path / INDEX_NAME
         if is_index(index):
-            return read_shards(str(index))
+            return read_shards(str(path))
         if (path / ".parts" / "plan.json").exists():
             raise DataError(f"{path}: holds an unfinished packing; run `agssp-zoo pack` again to finish it.")
         format, others = _recognise(root, rels, chosen)

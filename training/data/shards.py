@@ -78,8 +78,9 @@ def _base(path: str) -> tuple[str, str]:
 
 
 def _read_index(path: str) -> dict[str, Any]:
+    text = read_range(path)
     try:
-        index = json.loads(read_range(path))
+        index = json.loads(text)
     except ValueError:
         raise DataError(f"{path}: is not valid JSON; pack the data again.") from None
     if not isinstance(index, dict) or index.get("kind") != KIND:

@@ -1,0 +1,214 @@
+"""check-data: what it finds in a data set, what it prints, and the pictures it draws."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import data_folders as folders
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from agssp_zoo.cli import main
+from agssp_zoo.training.data import read_dataset
+from agssp_zoo.training.data.check import check_dataset
+from agssp_zoo.training.data.sheet import choose, draw_samples
+from agssp_zoo.training.data.similar import look_at, near_duplicates
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+def surface(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """A picture with structure at several scales, as a surface has."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((size[1], size[0]))
+    for cells in (4, 12, 40):
+        coarse = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
+        total += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(128 + 30 * total, 0, 255).astype(np.uint8))
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    return np.array(image.convert("RGB"))
+
+
+class TestNearDuplicates:
+    def test_exposures_of_one_surface_are_found_and_other_surfaces_are_not(self) -> None:
+        first = [surface(seed) for seed in range(60)]
+        changed = [
+            ImageEnhance.Brightness(first[0]).enhance(0.6),
+            ImageEnhance.Contrast(first[1]).enhance(0.5),
+            first[2].resize((320, 240), Image.Resampling.BICUBIC),
+            first[3].crop((2, 2, 160, 120)),
+            Image.fromarray(np.clip(np.asarray(first[4]) + np.random.default_rng(1).normal(0, 12, (120, 160)), 0, 255)
+                            .astype(np.uint8)),
+            first[5],
+        ]  # fmt: skip
+        second = changed + [surface(seed) for seed in range(100, 160)]
+        looks = [look_at(rgb(image)) for image in first + second]
+        pairs = near_duplicates(looks, ["train"] * len(first) + ["val"] * len(second))
+        found = {(pair.first, pair.second - len(first)) for pair in pairs}
+        assert found == {(n, n) for n in range(6)}
+        assert (pairs[0].first, pairs[0].same) == (5, True) and sum(pair.same for pair in pairs) == 1
+        within = near_duplicates(looks, ["train"] * len(looks))
+        assert {(pair.first, pair.second - len(first)) for pair in within} == found
+
+    def test_what_all_images_share_is_no_likeness(self) -> None:
+        """Pictures of machine parts that lie in the same place differ only in their surface."""
+        scene = np.asarray(surface(7)).astype(float)
+        parts = [
+            Image.fromarray(np.clip(scene * 0.8 + 0.15 * np.asarray(surface(seed)), 0, 255).astype(np.uint8))
+            for seed in range(200, 240)
+        ]
+        looks = [look_at(rgb(part)) for part in parts]
+        assert len(near_duplicates(looks, ["train", "val"] * 20)) == 0
+        looks.append(look_at(rgb(ImageEnhance.Brightness(parts[0]).enhance(0.8))))
+        assert [(p.first, p.second) for p in near_duplicates(looks, ["train", "val"] * 20 + ["val"])] == [(0, 40)]
+
+    def test_flat_images_are_like_nothing(self) -> None:
+        looks = [look_at(np.full((40, 40, 3), level, np.uint8)) for level in (0, 128)]
+        assert near_duplicates(looks, ["train", "val"]) == []
+        assert near_duplicates([], []) == []
+
+
+@pytest.fixture
+def troubled(tmp_path: Path) -> Path:
+    """A folder with one thing of each kind wrong."""
+    root = tmp_path / "data"
+    for split, seeds in (("train", range(8)), ("val", (*range(50, 53), 1))):
+        for place, seed in enumerate(seeds):
+            for folder in ("images", "labels"):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+            surface(seed).save(root / f"images/{split}/{place}.png")
+            (root / f"labels/{split}/{place}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (root / "classes.txt").write_text("pit\ncrack\nunused\n")
+    surface(0).save(root / "images/train/again.png")
+    (root / "labels/train/again.txt").write_text("1 0.5 0.5 0.25 0.25\n1 0.5 0.5 0.251 0.25\n0 0.2 0.2 0.01 0.01\n")
+    (root / "labels/train/2.txt").write_text("0 0.5 0.5 0.25 0.25\n1 0.5 0.5 0.25 0.25\n9 0.5 0.5 0.1 0.1\n")
+    file = root / "images/train/3.png"
+    file.write_bytes(file.read_bytes()[:2000])
+    Image.new("L", (160, 120), 90).save(root / "images/val/2.png")
+    return root
+
+
+def test_every_kind_of_trouble_is_found(troubled: Path) -> None:
+    dataset = read_dataset(troubled)
+    report = check_dataset(dataset)
+    assert Counter(problem.code for problem in report.problems) == {
+        "unknown-class": 1,
+        "corrupt-image": 1,
+        "flat-image": 1,
+        "same-image": 1,
+        "near-duplicate": 1,
+        "box-twice": 1,
+        "box-of-two-classes": 1,
+        "class-without-boxes": 1,
+        "rare-class": 2,
+        "class-not-in-split": 1,
+    }
+    by_code = {problem.code: problem for problem in report.problems}
+    assert by_code["unknown-class"].line == 3 and by_code["corrupt-image"].file.endswith("images/train/3.png")
+    assert "but their labels differ" in by_code["same-image"].message
+    (pair,) = report.duplicates
+    assert (pair.first, pair.second, pair.splits, pair.same) == ("train/1", "val/3", ("train", "val"), True)
+    assert {split: counts.tolist() for split, counts in report.boxes.items()} == {"train": [9, 3, 0], "val": [4, 0, 0]}
+    assert report.images["train"].tolist() == [9, 2, 0, 0]
+    # 40x30 pixels (root 35), one of 1.6x1.2
+    assert report.sizes.tolist() == [1, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0]
+    only_labels = check_dataset(dataset, decode=False)
+    assert not only_labels.duplicates and len(only_labels.errors) == 1
+
+
+def test_command_text_json_and_pictures(
+    troubled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "report"
+    before = {file: file.stat().st_mtime_ns for file in troubled.rglob("*")}
+    assert main(["check-data", "data", "--out", str(out)]) == 1
+    text = capsys.readouterr().out
+    assert "data/labels/train/2.txt:3: error [unknown-class]" in text
+    assert "more errors than the tolerance of 0.00% of 13 images" in text
+    assert ["pit", "9", "(9)", "4", "(4)"] in [line.split() for line in text.splitlines()]
+    assert "2 errors" in text and "across splits: 1 near duplicates, 1 of them exactly equal" in text
+    report = json.loads((out / "report.json").read_text())
+    assert report["splits"]["train"]["boxes_per_class"] == {"pit": 9, "crack": 3, "unused": 0}
+    for name in ("samples.png", "duplicates.png"):
+        with Image.open(out / name) as sheet:
+            assert sheet.width > 300 and len(np.unique(np.asarray(sheet))) > 100
+    assert sorted(file.name for file in out.iterdir()) == ["duplicates.png", "report.json", "samples.png"]
+    assert main(["check-data", "data", "--json", "--tolerance", "0.2"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("usable") is True and printed == report
+    assert {file: file.stat().st_mtime_ns for file in troubled.rglob("*")} == before, "the data are left alone"
+
+
+def test_long_lists_are_cut_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders.voc(tmp_path)
+    (tmp_path / "train.txt").write_text("".join(f"ghost{n}\n" for n in range(50)) + "a\n")
+    assert main(["check-data", str(tmp_path), "--limit", "5"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("[list-without-image]") == 6 and "... and 45 more [list-without-image]" in text
+    assert main(["check-data", str(tmp_path), "--limit", "0"]) == 1
+    assert capsys.readouterr().out.count("[list-without-image]") == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nowhere"], 1),
+        (["x", "--tolerance", "2"], 2),
+        (["x", "--samples", "0"], 2),
+        (["x", "--format", "y"], 2),
+        ([], 2),
+    ],
+)
+def test_wrong_usage(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-data", *arguments]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_data_without_any_box_are_not_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders.write_image(tmp_path / "images/a.png", "a")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text("")
+    assert main(["check-data", str(tmp_path), "--format", "yolo"]) == 1
+    assert "there is not one box to train on" in capsys.readouterr().out
+
+
+def test_a_split_at_random_would_leak(tmp_path: Path) -> None:
+    root = folders.voc(tmp_path)
+    (root / "train.txt").unlink()
+    (root / "val.txt").unlink()
+    ImageEnhance.Brightness(Image.open(root / "images/a.png")).enhance(0.8).save(root / "images/c.png")
+    report = check_dataset(read_dataset(root))
+    messages = {problem.code: problem.message for problem in report.problems}
+    assert messages["near-duplicates-inside"].startswith("2 of 6 images look much like another one, e.g. 'a' like 'c'")
+    assert "no-val-split" in messages
+
+
+def test_the_sheet_shows_every_class_and_background(tmp_path: Path) -> None:
+    dataset = read_dataset(folders.voc(tmp_path))
+    chosen = choose(dataset, 4, seed=0)
+    assert len({record.key for record in chosen}) == 4
+    assert {label for record in chosen for label in record.labels.tolist()} == {0, 1, 2}
+    assert any(not len(record.labels) for record in chosen)
+    assert len(choose(dataset, 100, seed=0)) == 6
+    sheet = np.asarray(draw_samples(dataset, 6))
+    colours = np.unique(sheet.reshape(-1, 3), axis=0).astype(int)
+    assert (np.ptp(colours, axis=1) > 100).any(), "boxes are in colour"
+    (tmp_path / "images/a.png").write_bytes(b"gone")
+    assert draw_samples(dataset, 6).size == (sheet.shape[1], sheet.shape[0])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not here")
+def test_real_duplicates() -> None:
+    """KolektorSDD holds one part twice: the eight surfaces of kos38 are those of kos39."""
+    dataset = read_dataset(SHARED / "kolektorsdd")
+    some = tuple(record for record in dataset if record.key[:5] in ("kos37", "kos38", "kos39", "kos40"))
+    report = check_dataset(replace(dataset, records=some))
+    pairs = {(pair.first[:5], pair.second[:5]) for pair in report.duplicates}
+    assert pairs == {("kos38", "kos39")} and len(report.duplicates) == 8
