@@ -112,10 +112,18 @@ class Letterbox:
         return Placement(image_size, resized, canvas, offset)
 
     def draw(self, image: Image, placement: Placement) -> Image:
-        """Resizes an image and puts it on its canvas: (H, W, 3) uint8 -> (*placement.canvas, 3) uint8."""
+        """Resizes an image and puts it on its canvas.
+
+        Args:
+            image: (H, W, 3) uint8; not changed, and not shared with the answer.
+            placement: what :meth:`place` has planned for its size.
+
+        Returns:
+            (*placement.canvas, 3) uint8, writable.
+        """
         resized = resize(image, placement.resized, self.preprocess.resize)
         if placement.resized == placement.canvas:
-            return np.ascontiguousarray(resized)
+            return np.array(resized, order="C")
         canvas = np.full((*placement.canvas, 3), self.preprocess.pad_value, np.uint8)
         (top, left), (height, width) = placement.offset, placement.resized
         canvas[top : top + height, left : left + width] = resized

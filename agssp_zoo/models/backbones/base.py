@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.features import FeatureInfo as FeatureInfo
 from agssp_zoo.models.base import ZooModule
 
-
-@dataclass(frozen=True)
-class FeatureInfo:
-    """One feature map of a backbone.
-
-    Attributes:
-        channels: its channels.
-        reduction: its stride, in input pixels.
-        name: the stage that makes it, as in the module's state dict.
-    """
-
-    channels: int
-    reduction: int
-    name: str
+if TYPE_CHECKING:
+    from agssp_zoo.images import ChannelOrder
 
 
 class Backbone(ZooModule):
@@ -106,6 +95,25 @@ class Backbone(ZooModule):
             if index in self._out_indices:
                 maps.append(x)
         return maps
+
+    def preprocess(self, source: Any, *, channel_order: ChannelOrder = "rgb") -> Tensor:
+        """Reads images as the config says.
+
+        Args:
+            source: an image, or a list of them; anything that ``Detector.predict`` takes.
+            channel_order: of arrays.
+
+        Returns:
+            the module's input, float, (B, 3, H, W), on its device.
+
+        Raises:
+            InvalidArgumentError: the images' canvases differ in size; one by one they can be read.
+            SourceError: an image cannot be read.
+        """
+        from agssp_zoo.backbone import read_batch  # numpy and Pillow, which training on tensors has no need of
+
+        images = torch.from_numpy(read_batch(source, self.config.preprocess, channel_order))
+        return self.normalize(images.to(self.pixel_mean.device))
 
     def freeze_stages(self, count: int) -> Self:
         """Freezes the stem and the first stages.

@@ -1,0 +1,226 @@
+"""Images -> engine -> detections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from agssp_zoo.config import ModelConfig, Size
+from agssp_zoo.detections import Detections
+from agssp_zoo.engines.base import Engine, Provider, load_engine
+from agssp_zoo.errors import EngineError, InvalidArgumentError
+from agssp_zoo.geometry import Letterbox, check_tiling
+from agssp_zoo.images import ChannelOrder, check_channel_order
+from agssp_zoo.pipeline import OnError, Pipeline, Settings
+
+if TYPE_CHECKING:
+    from agssp_zoo.models import DetectorModule
+
+
+def load_detector(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    engine: str = "auto",
+    device: str = "cpu",
+    providers: Sequence[Provider] | None = None,
+    **hub: Any,
+) -> Detector:
+    """Finds a detector, verifies its files and loads it.
+
+    Args:
+        name_or_path: a registered name (``agssp-zoo list``), a model folder, an ``.onnx`` file of ``agssp-zoo
+            export``, or ``hf://owner/repo[@revision]``; ``None`` takes the registry's default detector.
+        engine: ``"onnx"``, ``"pytorch"``, or ``"auto"``: the first of them that the model's files and the installed
+            packages serve.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        providers: ONNX Runtime's execution providers, instead of a device.
+        **hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, as in huggingface_hub.
+
+    Raises:
+        ModelNotFoundError: no such model (close names are offered); WeightsNotPublishedError where its weights are
+            published nowhere yet.
+        HubError, IntegrityError, ConfigError, CheckpointError: its files cannot be had or are wrong.
+        EngineError: no engine serves, or the device or provider is not there.
+        InvalidArgumentError: a keyword that makes no sense.
+    """
+    if name_or_path is not None and os.fspath(name_or_path).endswith(".onnx"):
+        return Detector(_load_file(Path(name_or_path).expanduser(), engine, device, providers))
+    from agssp_zoo import hub as hub_module
+    from agssp_zoo.registry import default_detector
+
+    check_hub_options(hub)
+    folder = hub_module.resolve(default_detector() if name_or_path is None else name_or_path, **hub)
+    if folder.config.task != "detector":
+        raise InvalidArgumentError(f"{folder.config.name} is a {folder.config.task}; load it with load_backbone.")
+    return Detector(load_engine(folder, engine, device, providers))
+
+
+def check_hub_options(hub: dict[str, Any]) -> None:
+    """Refuses keywords that are none of the Hub's with InvalidArgumentError."""
+    known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+    if unknown := [name for name in hub if name not in known]:
+        raise InvalidArgumentError(f"unknown keyword {unknown[0]!r}; those of the Hub are {', '.join(known)}.")
+
+
+def _load_file(path: Path, engine: str, device: str, providers: Sequence[Provider] | None) -> Engine:
+    """A single ONNX file, which holds its config."""
+    if engine not in ("auto", "onnx"):
+        raise InvalidArgumentError(f"{path} is an ONNX file; take engine='onnx', or give a model folder.")
+    if not path.is_file():
+        raise EngineError(f"There is no file {path}; make one with `agssp-zoo export`.")
+    from agssp_zoo.engines.onnx import OnnxEngine
+
+    return OnnxEngine.load(path, device=device, providers=providers)
+
+
+class Detector:
+    """A detector, ready to run; made by :func:`load_detector`.
+
+    Attributes:
+        engine: what runs the network.
+        config: the model's configuration.
+        names: names of the classes, in label order.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __repr__(self) -> str:
+        return f"Detector({self.config.name!r}, engine={self.engine.name!r}, classes={len(self.names)})"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.engine.config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, in label order."""
+        return self.config.class_names
+
+    @property
+    def model(self) -> DetectorModule:
+        """The trainable torch module behind the detector; what is trained shows in the next prediction.
+
+        Raises:
+            EngineError: the engine is not ``"pytorch"``.
+        """
+        module = getattr(self.engine, "module", None)
+        if module is None:
+            raise EngineError(f"engine={self.engine.name!r} holds no torch module; load with engine='pytorch'.")
+        return cast("DetectorModule", module)
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        size: Size | None = None,
+        batch: int = 1,
+        tile: Size | None = None,
+        overlap: float = 0.2,
+        channel_order: ChannelOrder = "rgb",
+        on_error: OnError | None = None,
+    ) -> list[Detections]:
+        """Detects defects in images.
+
+        Args:
+            source: path, folder, glob pattern, URL, bytes, PIL image, numpy array (H, W) or (H, W, 3) of uint8, uint16
+                or float in 0-1, or a list of these. How images become 8-bit RGB stands in
+                :mod:`agssp_zoo.images`, what a folder or pattern stands for in :mod:`agssp_zoo.sources`.
+            conf: drop detections with a score of this or below, 0-1; ``None``, as below, means the model's own.
+            iou: of boxes of one class that overlap by more than this IoU, keep the best.
+            max_det: at most this many detections an image.
+            size: an int bounds the longer side and pads only to the stride; (height, width) is a fixed canvas.
+            batch: images run together, where their canvases are of one size.
+            tile: cut images into tiles of this side, or (height, width), in their own pixels, for small defects in
+                large images.
+            overlap: least share of a tile that the next one covers again.
+            channel_order: of arrays; ``"bgr"`` for what OpenCV has read.
+            on_error: is called with the path and the error of an image that cannot be read, and the others go on.
+                ``None``: an image that was named itself raises its error; bad files in a folder or pattern are left
+                out, and one warning at the end lists them.
+
+        Returns:
+            One :class:`Detections` an image, in order; every page of a TIFF is an image.
+
+        Raises:
+            InvalidArgumentError: an argument that makes no sense.
+            SourceError: nothing is found at a path; its kind ImageError where what is there is no image.
+            EngineError: the network cannot be run.
+        """
+        return list(
+            self.stream(
+                source,
+                conf=conf,
+                iou=iou,
+                max_det=max_det,
+                size=size,
+                batch=batch,
+                tile=tile,
+                overlap=overlap,
+                channel_order=channel_order,
+                on_error=on_error,
+            )
+        )
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        size: Size | None = None,
+        batch: int = 1,
+        tile: Size | None = None,
+        overlap: float = 0.2,
+        channel_order: ChannelOrder = "rgb",
+        on_error: OnError | None = None,
+    ) -> Iterator[Detections]:
+        """As :meth:`predict`, one answer after the other, in constant memory; ``source`` may also be a generator.
+
+        While the network works on an image, a thread reads the next one, unless ``source`` is a generator.
+        """
+        check_channel_order(channel_order)
+        settings = self._check(conf, iou, max_det, size, batch, tile, overlap)
+        return Pipeline(self.engine, settings).run(source, channel_order, on_error)
+
+    def _check(
+        self,
+        conf: float | None,
+        iou: float | None,
+        max_det: int | None,
+        size: Size | None,
+        batch: int,
+        tile: Size | None,
+        overlap: float,
+    ) -> Settings:
+        """Checks the arguments of a call before any image is read."""
+        for name, value in (("conf", conf), ("iou", iou)):
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                raise InvalidArgumentError(f"{name}={value!r}: give a number in 0-1.")
+        for name, count in (("max_det", max_det), ("batch", batch)):
+            if count is not None and not (isinstance(count, (int, np.integer)) and count >= 1):
+                raise InvalidArgumentError(f"{name}={count!r}: give a whole number of at least 1.")
+        if max_det is None and self.config.postprocess is not None:
+            max_det = self.config.postprocess.max_det
+        most = self.engine.max_det
+        if most is not None and max_det is not None and max_det > most:
+            raise InvalidArgumentError(
+                f"max_det={max_det}: this model was exported for at most {most} detections an image; ask for fewer, or "
+                "set postprocess.max_det in its config.json and export it again."
+            )
+        if tile is not None:
+            check_tiling(tile, overlap)
+        return Settings(Letterbox(self.config.preprocess, size), conf, iou, max_det, int(batch), tile, overlap)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -1,0 +1,258 @@
+"""ONNX Runtime, from the file of ``agssp-zoo export``: the only engine that the base installation needs."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.engines.base import Provider, RawDetections
+from agssp_zoo.errors import EngineError, InvalidArgumentError
+
+CONTRACT_VERSION = 1
+"""The newest contract of inputs and outputs that this version runs."""
+CPU = "CPUExecutionProvider"
+_DEVICES = {"cuda": "CUDAExecutionProvider", "rocm": "ROCMExecutionProvider", "dml": "DmlExecutionProvider"}
+_ERROR_SEVERITY = 3
+_SPIN_MICROSECONDS = "50"
+
+
+class OnnxModel:
+    """An ONNX file of ours in a session of ONNX Runtime.
+
+    Attributes:
+        path: the file.
+        config: the model's configuration.
+        outputs: ``"detections"``, ``"raw"`` or ``"features"``.
+        session: ONNX Runtime's session.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        providers: Sequence[Provider] | None = None,
+        config: ModelConfig | None = None,
+    ) -> None:
+        """Opens the file.
+
+        Args:
+            path: the ONNX file.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+            providers: ONNX Runtime's own names, or (name, options), instead of a device.
+            config: the config to go by, e.g. of the file's folder; ``None`` takes the one in the file.
+
+        Raises:
+            EngineError: it is no ONNX file, none of ours, of a newer contract or of another model than the config
+                says, or a provider is not there.
+        """
+        self.path = Path(path)
+        if isinstance(providers, str):
+            raise InvalidArgumentError(f"providers={providers!r}: give a list, [{providers!r}].")
+        wanted = [*providers] if providers else [provider_for(device)]
+        names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
+        check_providers(names)
+        self.session = _open_session(self.path, wanted)
+        in_use = self.session.get_providers()
+        if missing := [name for name in names if name not in in_use]:
+            raise EngineError(
+                f"{', '.join(missing)} cannot be used here (its libraries do not load); in use would be "
+                f"{', '.join(in_use)}. Install what the provider needs, or choose another."
+            )
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.outputs, own = _read_metadata(self.path, metadata)
+        if config is not None:
+            _check_same_model(self.path, own, config)
+        self.config = own if config is None else config
+        self.output_names = [output.name for output in self.session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+        """Runs the network; ``names`` are the outputs wanted, all by default.
+
+        Raises:
+            EngineError: ONNX Runtime cannot.
+        """
+        try:
+            answer: list[NDArray[Any]] = self.session.run(list(names or self.output_names), dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            shape = feeds["images"].shape
+            raise EngineError(
+                f"{self.path} cannot be run on images of shape {shape}: {_first_line(error)} "
+                "Should memory be short, take a smaller batch or size."
+            ) from error
+        return answer
+
+
+class OnnxEngine:
+    """A detector in ONNX Runtime; see :class:`agssp_zoo.engines.base.Engine`."""
+
+    name = "onnx"
+
+    def __init__(self, model: OnnxModel) -> None:
+        if model.outputs != "detections":
+            made = "with --raw" if model.outputs == "raw" else "from a backbone"
+            raise EngineError(f"{model.path} was exported {made}, it answers no detections; export the detector.")
+        self.model = model
+        self.config = model.config
+        self.inputs = {entry.name for entry in model.session.get_overridable_initializers()}
+        self.inputs |= {entry.name for entry in model.session.get_inputs()}
+        outputs = {entry.name: entry.shape for entry in model.session.get_outputs()}
+        if "images" not in self.inputs or not {"boxes", "scores", "labels", "count"} <= outputs.keys():
+            raise EngineError(f"{model.path} has not the inputs and outputs of a detector; export it again.")
+        most = outputs["scores"][1]
+        self.max_det: int | None = most if isinstance(most, int) else None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        providers: Sequence[Provider] | None = None,
+        config: ModelConfig | None = None,
+    ) -> OnnxEngine:
+        """Opens a detector's file; arguments and errors as for :class:`OnnxModel`."""
+        return cls(OnnxModel(path, device=device, providers=providers, config=config))
+
+    def run(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        sizes: NDArray[np.int64] | None = None,
+    ) -> RawDetections:
+        """See :meth:`agssp_zoo.engines.base.Engine.run`; ``max_det`` is fixed in the file, so more are answered."""
+        feeds: dict[str, NDArray[Any]] = {"images": images}
+        settings = self.config.postprocess
+        # The folder's config may say otherwise than the file, whose defaults are those of its export.
+        for name, value in (
+            ("conf_threshold", settings.conf if conf is None and settings else conf),
+            ("iou_threshold", settings.iou if iou is None and settings else iou),
+        ):
+            if value is not None:
+                feeds[name] = np.array([value], np.float32)
+        if "sizes" in self.inputs and sizes is not None:
+            feeds["sizes"] = sizes
+        boxes, scores, labels, count = self.model.run(feeds, ("boxes", "scores", "labels", "count"))
+        return RawDetections(boxes, scores, labels, count)
+
+
+def provider_for(device: str) -> Provider:
+    """The execution provider of a device.
+
+    Raises:
+        EngineError: ONNX Runtime has none for it here.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return CPU
+    provider = _DEVICES.get(kind)
+    if provider is None or (number and not number.isdecimal()):
+        known = ", ".join(map(repr, ("cpu", *_DEVICES)))
+        raise EngineError(f"device={device!r}: engine='onnx' knows {known}, or give providers=[...].")
+    check_providers([provider])
+    return provider, {"device_id": int(number or 0)}
+
+
+def check_providers(names: Sequence[str]) -> None:
+    """Raises EngineError, with what there is, when ONNX Runtime was not built with one of the providers."""
+    there = onnxruntime.get_available_providers()
+    if missing := [name for name in names if name not in there]:
+        raise EngineError(
+            f"ONNX Runtime has no {', '.join(map(str, missing))} here; it has {', '.join(there)}. "
+            "For a GPU install onnxruntime-gpu in place of onnxruntime."
+        )
+
+
+def _open_session(path: Path, providers: Sequence[Provider]) -> Any:
+    """A session, set up for quick starts and changing input sizes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR_SEVERITY
+    # A memory pattern is kept for every input size ever seen, and doubles the first one's memory; without patterns
+    # the speed is the same.
+    options.enable_mem_pattern = False
+    options.intra_op_num_threads = _threads()
+    # Waiting threads spin, by default for so long that they take the cores from whoever decodes the next image. Older
+    # versions do not know the entry and pass over it.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+        raise EngineError(
+            f"{path} cannot be opened as ONNX: {_first_line(error)} It is damaged, no ONNX file, or too new for "
+            f"ONNX Runtime {onnxruntime.__version__}."
+        ) from error
+    _give_back_memory()
+    return session
+
+
+def _threads() -> int:
+    """How many threads to use; 0 leaves it to ONNX Runtime, which takes one a physical core.
+
+    It overlooks what everyone else heeds: OMP_NUM_THREADS, and a process bound to some of the cores, whose surplus
+    threads would wait for each other, spinning.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal():
+        return int(told)
+    if hasattr(os, "sched_getaffinity"):
+        mine = len(os.sched_getaffinity(0))
+        if mine < (os.cpu_count() or 1):
+            return mine
+    return 0
+
+
+def _give_back_memory() -> None:
+    """Returns what optimising the graph has left in glibc's heap: about the size of the file."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
+
+
+def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[str, ModelConfig]:
+    """What the file holds, and its config."""
+    if "config" not in metadata or "contract_version" not in metadata:
+        raise EngineError(f"{path} is not an ONNX file of agssp-zoo; make one with `agssp-zoo export`.")
+    version = metadata["contract_version"]
+    if not version.isdecimal() or int(version) > CONTRACT_VERSION:
+        raise EngineError(
+            f"{path} follows contract {version} of inputs and outputs, newer than this installation "
+            f"({CONTRACT_VERSION}); run `pip install -U agssp-zoo`."
+        )
+    config = ModelConfig.from_json(metadata["config"], where=f"{path}: config")
+    return metadata.get("outputs", "features" if config.task == "backbone" else "detections"), config
+
+
+def _check_same_model(path: Path, own: ModelConfig, config: ModelConfig) -> None:
+    """Names, sizes and thresholds of a folder's config may be changed; what the graph has in it may not."""
+    for what, in_file, in_config in (
+        ("architecture", own.architecture, config.architecture),
+        ("options", json.dumps(dict(own.options), sort_keys=True), json.dumps(dict(config.options), sort_keys=True)),
+        ("number of classes", len(own.class_names), len(config.class_names)),
+        ("preprocess.mean", own.preprocess.mean, config.preprocess.mean),
+        ("preprocess.std", own.preprocess.std, config.preprocess.std),
+    ):
+        if in_file != in_config:
+            raise EngineError(
+                f"{path} was exported with {what} {in_file}, but the folder's config.json says {in_config}; "
+                "export it again with `agssp-zoo export`."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    """ONNX Runtime's messages without their later lines, which are about its source code."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if text.endswith(".") else text + "."

@@ -1,0 +1,242 @@
+"""From a source to detections: reading ahead, batching by canvas, tiling; constant memory, order kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agssp_zoo.config import Size
+from agssp_zoo.detections import Detections
+from agssp_zoo.engines.base import Engine, RawDetections
+from agssp_zoo.errors import SourceError
+from agssp_zoo.geometry import Letterbox, Placement, nms, tiles
+from agssp_zoo.images import ChannelOrder
+from agssp_zoo.sources import Item, iter_sources, may_read_ahead
+
+OnError = Callable[[str | None, SourceError], None]
+"""Is told the path (if there is one) and what is wrong with it."""
+
+WINDOW = 4
+"""With batch > 1, an image waits for others of its canvas until this many batches of images wait."""
+
+Image = NDArray[np.uint8]
+Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked arguments of one call of ``predict`` or ``stream``; ``None`` is the model's own."""
+
+    letterbox: Letterbox
+    conf: float | None
+    iou: float | None
+    max_det: int | None
+    batch: int
+    tile: Size | None
+    overlap: float
+
+
+@dataclass
+class _Job:
+    """An image on its way.
+
+    Attributes:
+        item: where it comes from; without its pixels.
+        image: the network's input once it is drawn; with tiles the image as it is. ``None`` when it is done.
+        placement: where the image lies on the canvas.
+        timing: milliseconds a stage.
+        answer: the detections, when they are there.
+    """
+
+    item: Item
+    image: Image | None
+    placement: Placement
+    timing: dict[str, float]
+    answer: Detections | None = None
+
+
+class Pipeline:
+    """One call of ``predict`` or ``stream``.
+
+    Args:
+        engine: runs the network.
+        settings: the checked arguments.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+
+    def run(self, source: Any, channel_order: ChannelOrder, on_error: OnError | None) -> Iterator[Detections]:
+        """All images of a source, in order; errors as for ``Detector.predict``."""
+        prepared = self._prepare(iter_sources(source, channel_order=channel_order))
+        if may_read_ahead(source):
+            from agssp_zoo.prefetch import prefetch
+
+            prepared = prefetch(prepared, depth=self.settings.batch if self.settings.tile is None else 1)
+        jobs = _good(prepared, on_error)
+        return self._run_batches(jobs) if self.settings.tile is None else self._run_tiled(jobs, self.settings.tile)
+
+    def _prepare(self, items: Iterator[Item]) -> Iterator[_Job | Item]:
+        """Reads images and draws their canvases; an image that cannot be read stays an item with its error."""
+        while True:
+            started = perf_counter()
+            item = next(items, None)
+            if item is None:
+                return
+            image = item.image
+            if isinstance(image, SourceError):
+                yield item
+                continue
+            read = perf_counter()
+            timing = {"read": (read - started) * 1e3, "preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
+            placement = self.settings.letterbox.place((image.shape[0], image.shape[1]))
+            if self.settings.tile is None:
+                image = self.settings.letterbox.draw(image, placement)
+                timing["preprocess"] = (perf_counter() - read) * 1e3
+            yield _Job(item._replace(image=_NO_PIXELS), image, placement, timing)
+
+    def _run_batches(self, jobs: Iterator[_Job]) -> Iterator[Detections]:
+        """Runs images in batches of one canvas size, and answers in order.
+
+        When too many images wait, those of the oldest one's canvas go as they are.
+        """
+        waiting: list[_Job] = []
+        batch = self.settings.batch
+        failure: Exception | None = None
+        while True:
+            try:
+                job = next(jobs, None)
+            except Exception as error:  # raised once the images before it are answered
+                failure = error
+                break
+            if job is None:
+                break
+            waiting.append(job)
+            group = _same_canvas(waiting, job)
+            if len(group) == batch:
+                self._run_group(group)
+            elif len(waiting) >= WINDOW * batch:
+                self._run_group(_same_canvas(waiting))
+            yield from _take_answered(waiting)
+        while waiting:
+            self._run_group(_same_canvas(waiting))
+            yield from _take_answered(waiting)
+        if failure is not None:
+            raise failure
+
+    def _run_group(self, group: Sequence[_Job]) -> None:
+        """Runs images of one canvas size together, and writes their answers."""
+        started = perf_counter()
+        raw = self._infer([job.image for job in group if job.image is not None], [job.placement for job in group])
+        spent = (perf_counter() - started) * 1e3 / len(group)
+        for i, job in enumerate(group):
+            started = perf_counter()
+            boxes, scores, labels = self._pick(raw, i)
+            boxes = job.placement.to_original(boxes)
+            job.image = None
+            job.timing["inference"] = spent
+            job.timing["postprocess"] = (perf_counter() - started) * 1e3
+            job.answer = self._answer(job, (boxes, scores, labels))
+
+    def _run_tiled(self, jobs: Iterator[_Job], tile: Size) -> Iterator[Detections]:
+        """Runs every image tile by tile, and merges what the tiles have found by class-wise suppression."""
+        post = self.engine.config.postprocess
+        iou = self.settings.iou if self.settings.iou is not None else post.iou if post else 1.0
+        for job in jobs:
+            image, job.image = job.image, None
+            if image is None:
+                continue
+            todo = list(tiles(job.placement.image_size, tile, self.settings.overlap))
+            found: list[Found] = []
+            for start in range(0, len(todo), self.settings.batch):
+                found += self._run_tiles(image, todo[start : start + self.settings.batch], job.timing)
+            started = perf_counter()
+            boxes, scores, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+            kept = nms(boxes, scores, labels, iou)[: self.settings.max_det]
+            job.timing["postprocess"] = (perf_counter() - started) * 1e3
+            yield self._answer(job, (boxes[kept], scores[kept], labels[kept]))
+
+    def _run_tiles(
+        self, image: Image, group: Sequence[tuple[int, int, int, int]], timing: dict[str, float]
+    ) -> list[Found]:
+        """Runs some tiles of an image together; boxes in pixels of the image."""
+        started = perf_counter()
+        letterbox = self.settings.letterbox
+        places = [letterbox.place((bottom - top, right - left)) for top, left, bottom, right in group]
+        canvases = [
+            letterbox.draw(np.ascontiguousarray(image[top:bottom, left:right]), place)
+            for (top, left, bottom, right), place in zip(group, places, strict=True)
+        ]
+        drawn = perf_counter()
+        raw = self._infer(canvases, places)
+        timing["preprocess"] += (drawn - started) * 1e3
+        timing["inference"] += (perf_counter() - drawn) * 1e3
+        found = []
+        for i, ((top, left, _, _), place) in enumerate(zip(group, places, strict=True)):
+            boxes, scores, labels = self._pick(raw, i)
+            found.append((place.to_original(boxes) + np.array([left, top, left, top], np.float32), scores, labels))
+        return found
+
+    def _infer(self, canvases: Sequence[Image], placements: Sequence[Placement]) -> RawDetections:
+        """One run of the engine on canvases of one size."""
+        images = canvases[0][None] if len(canvases) == 1 else np.stack(canvases)
+        settings, sizes = self.settings, None
+        if self.engine.config.preprocess.pad_after_normalize:
+            sizes = np.array([placement.resized for placement in placements], np.int64)
+        return self.engine.run(images, conf=settings.conf, iou=settings.iou, max_det=settings.max_det, sizes=sizes)
+
+    def _pick(self, raw: RawDetections, index: int) -> Found:
+        """The detections of one image of a batch, copied, so that the batch's arrays are freed."""
+        count = int(raw.count[index])
+        if self.settings.max_det is not None:
+            count = min(count, self.settings.max_det)
+        return raw.boxes[index, :count].copy(), raw.scores[index, :count].copy(), raw.labels[index, :count].copy()
+
+    def _answer(self, job: _Job, found: Found) -> Detections:
+        names, item = self.engine.config.class_names, job.item
+        return Detections(*found, names, job.placement.image_size, item.path, item.page, job.timing, item.reload)
+
+
+_NO_PIXELS: Image = np.zeros((0, 0, 3), np.uint8)
+
+
+def _good(prepared: Iterator[_Job | Item], on_error: OnError | None) -> Iterator[_Job]:
+    """The images that could be read; what becomes of the others is said at ``Detector.predict``."""
+    left_out: list[str] = []
+    count = 0
+    for one in prepared:
+        if isinstance(one, _Job):
+            yield one
+        elif isinstance(one.image, SourceError):
+            if on_error is not None:
+                on_error(one.path, one.image)
+            elif one.listed:
+                count += 1
+                left_out += [str(one.image)] if count <= 5 else []
+            else:
+                raise one.image
+    if count:
+        more = f" And {count - len(left_out)} more." if count > len(left_out) else ""
+        warnings.warn(f"{count} files were left out. {' '.join(left_out)}{more}", UserWarning, stacklevel=2)
+
+
+def _same_canvas(waiting: Sequence[_Job], like: _Job | None = None) -> list[_Job]:
+    """The jobs without an answer on a canvas as large as that of ``like``, or of the oldest of them."""
+    todo = [job for job in waiting if job.answer is None]
+    canvas = (like or todo[0]).placement.canvas
+    return [job for job in todo if job.placement.canvas == canvas]
+
+
+def _take_answered(waiting: list[_Job]) -> Iterator[Detections]:
+    """Takes the jobs with an answer off the front."""
+    while waiting and waiting[0].answer is not None:
+        answer = waiting.pop(0).answer
+        if answer is not None:
+            yield answer
