@@ -334,9 +334,9 @@ class Trainer:
         return ""
 
     def validate(self) -> dict[str, float]:
-        """map50, map75 and map50_95 of the averaged network on the validation images."""
+        """map50, map75 and map50_95 of the averaged network on the validation images, in float32 as it will run."""
         module = self.average.module
-        found = self.validator.predict(module, self.device, self.accelerator.autocast)  # type: ignore[arg-type]
+        found = self.validator.predict(module, self.device)
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 

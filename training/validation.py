@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -71,9 +70,7 @@ class Validator:
         self._room = cache_bytes
 
     @torch.inference_mode()
-    def predict(
-        self, module: DetectorModule, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
-    ) -> dict[int, Prediction]:
+    def predict(self, module: DetectorModule, device: torch.device) -> dict[int, Prediction]:
         """Detections of this process's images by index, in pixels of the original images."""
         settings = module.config.postprocess
         iou, max_det = (settings.iou, settings.max_det) if settings else (0.7, 300)
@@ -85,9 +82,8 @@ class Validator:
             images = np.full((len(prepared), height, width, 3), self.preprocess.pad_value, np.uint8)
             for row, item in enumerate(prepared):
                 images[row, : item.canvas.shape[0], : item.canvas.shape[1]] = item.canvas
-            with autocast():
-                raw = module(module.normalize(torch.from_numpy(images).to(device)))
-            boxes, scores = module.decode([(c.float(), b.float()) for c, b in raw], (height, width))
+            raw = module(module.normalize(torch.from_numpy(images).to(device)))
+            boxes, scores = module.decode(raw, (height, width))
             found = select_detections(
                 boxes,
                 scores,

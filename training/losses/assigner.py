@@ -82,7 +82,7 @@ def assign_task_aligned(
 
     best = alignment.topk(min(top_k, count), dim=-1).indices
     chosen = torch.zeros_like(inside).scatter_(-1, best, True)
-    chosen &= inside
+    chosen &= alignment > 0  # a point without overlap would be trained for nothing, with weight 0
 
     # A point wanted by several boxes goes to the one it overlaps most: of all the boxes around it, not only those.
     contested = chosen.sum(1, keepdim=True) > 1
