@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-det", type=int, default=100, help="the best so many detections of a class in an image count (COCO: 100)"
     )
     parser.add_argument("--single-class", action="store_true", help="count every defect as one class")
-    parser.add_argument("--count-difficult", action="store_true", help="count difficult boxes like all others")
+    parser.add_argument(
+        "--ignore-difficult", action="store_true", help="leave boxes marked difficult out, as Pascal VOC does"
+    )
     parser.add_argument(
         "--tolerance", type=float, default=0.0, metavar="SHARE", help="accepted share of label errors (default: 0)"
     )
@@ -57,13 +59,13 @@ def run(args: argparse.Namespace) -> int:
         miss_rate=args.miss_rate,
         max_det=args.max_det,
         single_class=args.single_class,
-        ignore_difficult=not args.count_difficult,
+        ignore_difficult=args.ignore_difficult,
         tolerance=args.tolerance,
     )
     validation = validate(args.model, args.data, split=args.split, format=args.format, settings=settings)
     figures, report = validation.save(args.out, gallery=args.images)
     if args.json:
-        from agssp_zoo.cli import print_json
+        from agssp_zoo.commands.options import print_json
 
         print_json(validation.to_dict())
         return 0

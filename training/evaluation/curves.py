@@ -160,13 +160,19 @@ def class_curves(table: Table, pairs: Pairs, matches: Matches, *, floor: float =
 
 
 def between(scores: Floats, floor: float = 0.0) -> Floats:
-    """For falling distinct scores, a threshold just below each: midway to the next, with as few digits as will do."""
+    """For falling distinct scores, a threshold just below each: midway to the next, with as few digits as will do.
+
+    Scores are float32, and numpy compares them with a Python number as float32; so a threshold that separates two
+    scores must still do so when it is rounded to float32.
+    """
     below = np.append(scores[1:], floor)[: len(scores)]
     middle = (scores + below) / 2
-    for digits in (4, 3, 2):
+    for digits in (6, 5, 4, 3, 2):
         short = np.round(middle, digits)
-        middle = np.where((short < scores) & (short >= below), short, middle)
-    thresholds: Floats = np.minimum(middle, np.nextafter(scores, -np.inf))
+        rounded = short.astype(np.float32)
+        fits = (short < scores) & (rounded < scores) & (short >= below) & (rounded >= below.astype(np.float32))
+        middle = np.where(fits, short, middle)
+    thresholds: Floats = np.minimum(middle, np.nextafter(scores.astype(np.float32), np.float32(-np.inf)))
     return thresholds
 
 

@@ -158,7 +158,7 @@ def build_table(
     classes: int,
     *,
     max_det: int,
-    ignore_difficult: bool = True,
+    ignore_difficult: bool = False,
 ) -> Table:
     """Checks all images' arrays and lays them out flat.
 
@@ -190,7 +190,7 @@ def build_table(
     dt_box = _flat_boxes([p.boxes for p in predictions], dt_counts, "predictions")
     gt_label = _flat([g.labels for g in ground_truth], gt_counts, np.int64, "labels: labels")
     dt_label = _flat([p.labels for p in predictions], dt_counts, np.int64, "predictions: labels")
-    dt_score = _flat([p.scores for p in predictions], dt_counts, np.float64, "predictions: scores")
+    dt_score = _flat([p.scores for p in predictions], dt_counts, np.float32, "predictions: scores").astype(np.float64)
     ignore = _flat([g.crowd for g in ground_truth], gt_counts, np.bool_, "labels: crowd")
     if ignore_difficult:
         ignore = ignore | _flat([g.difficult for g in ground_truth], gt_counts, np.bool_, "labels: difficult")

@@ -24,7 +24,7 @@ from .curves import (
 from .errors import KINDS, Confusion, ImageResult, analyse
 from .inputs import Bools, Floats, GroundTruthLike, PredictionLike, Table, build_table
 from .matching import IOU_THRESHOLDS, Matches, find_pairs, match
-from .quick import interpolated_ap, nan_mean
+from .quick import interpolated_ap, nan_mean, quick_map
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ class Metrics:
         images: number of images.
         clean_images: of these, the ones without any labelled box.
         boxes: labelled boxes that count.
-        ignored_boxes: labelled boxes that do not (crowd, difficult).
+        ignored_boxes: labelled boxes that do not (crowd; difficult where these are ignored).
+        difficult_boxes: labelled boxes marked difficult.
+        map50_counting_difficult: map50 when difficult boxes count like all others.
+        map50_ignoring_difficult: map50 when they are ignored, as Pascal VOC does.
         detections: detections scored.
         classes: one entry a class.
         classes_without_boxes: names of classes that this split has no box of; they are left out of every mean.
@@ -99,6 +102,9 @@ class Metrics:
     clean_images: int
     boxes: int
     ignored_boxes: int
+    difficult_boxes: int
+    map50_counting_difficult: float
+    map50_ignoring_difficult: float
     detections: int
     classes: tuple[ClassMetrics, ...]
     classes_without_boxes: tuple[str, ...]
@@ -131,6 +137,9 @@ class Metrics:
             "clean_images": self.clean_images,
             "boxes": self.boxes,
             "ignored_boxes": self.ignored_boxes,
+            "difficult_boxes": self.difficult_boxes,
+            "map50_counting_difficult": self.map50_counting_difficult,
+            "map50_ignoring_difficult": self.map50_ignoring_difficult,
             "detections": self.detections,
             "classes": [asdict(c) for c in self.classes],
             "classes_without_boxes": list(self.classes_without_boxes),
@@ -155,7 +164,7 @@ def evaluate(
     class_names: Sequence[str],
     *,
     max_det: int = 100,
-    ignore_difficult: bool = True,
+    ignore_difficult: bool = False,
     iou: float = 0.5,
     miss_rate: float = 0.05,
     conf: float = 0.0,
@@ -163,9 +172,10 @@ def evaluate(
 ) -> Metrics:
     """Measures a detector's answers against the labels; needs numpy and faster-coco-eval, no torch.
 
-    Crowd boxes are COCO's: never missed, and whatever is detected inside them does not count. Difficult boxes (Pascal
-    VOC) are treated the same way, as VOC's own rule leaves them out, unless ``ignore_difficult`` is false. Sizes are
-    those of the boxes, in pixels of the original image.
+    Crowd boxes are COCO's: never missed, and whatever is detected inside them does not count. Difficult boxes count
+    like all others: they are defects, training learns them, and formats without that flag (YOLO's, COCO's), which most
+    published figures come from, count them too. Pascal VOC's own rule leaves them out: ``ignore_difficult``; map50 is
+    given both ways. Sizes are those of the boxes, in pixels of the original image.
 
     Args:
         ground_truth: labels, one entry an image.
@@ -173,7 +183,7 @@ def evaluate(
             low score threshold (0.001), for average precision needs the uncertain ones too.
         class_names: names of all classes in label order.
         max_det: the best so many detections of a class in an image count (COCO: 100).
-        ignore_difficult: whether difficult boxes are ignored.
+        ignore_difficult: whether difficult boxes are ignored like crowd boxes.
         iou: the IoU from which a detection finds a box, for everything but AP; at least 0.1.
         miss_rate: the share of a class's boxes that its advised threshold may miss, 0-1.
         conf: the score threshold that the predictions were made with.
@@ -198,6 +208,12 @@ def evaluate(
     analysis = analyse(table, pairs, matches, common.threshold, iou)
     low, high = _interval(table, matches, resamples)
     counted = ~table.gt_ignore
+    difficult = sum(int(np.sum(g.difficult)) for g in ground_truth)
+    map50 = other = nan_mean(coco.ap[0, :, 0])
+    if difficult:
+        other = quick_map(
+            ground_truth, predictions, len(names), max_det=max_det, ignore_difficult=not ignore_difficult
+        ).map50
     classes = []
     for label, name in enumerate(names):
         ap = coco.ap[:, label, 0]
@@ -216,7 +232,7 @@ def evaluate(
             )
         )
     return Metrics(
-        map50=nan_mean(coco.ap[0, :, 0]),
+        map50=map50,
         map50_95=nan_mean(coco.ap[:, :, 0].ravel()),
         map75=nan_mean(coco.ap[5, :, 0]),
         map_small=nan_mean(coco.ap[:, :, 1].ravel()),
@@ -229,6 +245,9 @@ def evaluate(
         clean_images=int((np.bincount(table.gt_image, minlength=table.images) == 0).sum()),
         boxes=int(counted.sum()),
         ignored_boxes=int(table.gt_ignore.sum()),
+        difficult_boxes=difficult,
+        map50_counting_difficult=other if ignore_difficult else map50,
+        map50_ignoring_difficult=map50 if ignore_difficult else other,
         detections=len(table.dt_label),
         classes=tuple(classes),
         classes_without_boxes=tuple(c.name for c in classes if not c.boxes),

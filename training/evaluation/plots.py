@@ -53,10 +53,18 @@ def precision_recall(metrics: Metrics, colors: Sequence[str]) -> str:
     return plot.render()
 
 
+def score_scale(metrics: Metrics) -> Scale:
+    """The axis of score thresholds: up to 1, or less when all scores are low (a model that has hardly learnt)."""
+    highest = max((float(c.scores[0]) for c in metrics.curves if len(c.scores)), default=1.0)
+    high = next(limit for limit in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if highest <= limit or limit == 1.0)
+    return Scale(0.0, high, tuple(round(high * share, 6) for share in UNIT.ticks))
+
+
 def f1_over_threshold(metrics: Metrics, colors: Sequence[str]) -> str:
     """F1 over the score threshold, one line a class, their mean, and the common threshold."""
-    plot = Plot("F1 over the score threshold", "score threshold", f"F1 (at IoU {metrics.iou:g})")
-    grid = np.linspace(0.0, 1.0, 401)
+    x = score_scale(metrics)
+    plot = Plot("F1 over the score threshold", "score threshold", f"F1 (at IoU {metrics.iou:g})", x)
+    grid = np.linspace(0.0, x.high, 401)
     rated = [curve for curve in metrics.curves if curve.boxes]
     lines = [np.append(curve.f1, 0.0)[curve.above(grid)] for curve in rated]
     for curve, values in zip(rated, lines, strict=True):
@@ -83,8 +91,9 @@ def f1_over_threshold(metrics: Metrics, colors: Sequence[str]) -> str:
 
 def precision_and_recall_over_threshold(metrics: Metrics) -> str:
     """Precision and recall of all classes together over the score threshold."""
-    plot = Plot("Precision and recall over the score threshold", "score threshold", "share")
-    grid = np.linspace(0.0, 1.0, 401)
+    x = score_scale(metrics)
+    plot = Plot("Precision and recall over the score threshold", "score threshold", "share", x)
+    grid = np.linspace(0.0, x.high, 401)
     found, wrong = np.zeros(len(grid)), np.zeros(len(grid))
     for curve in metrics.curves:
         found += np.append(curve.found, 0)[curve.above(grid)]
@@ -145,11 +154,12 @@ def false_alarms_over_threshold(metrics: Metrics, colors: Sequence[str]) -> str:
     highest = max((c.false_alarms[-1] / images for c in metrics.curves if len(c.found)), default=1.0)
     decades = range(-3, max(0, math.ceil(math.log10(max(highest, 1.0)))) + 1)
     y = Scale(10.0**-3, 10.0 ** decades[-1], tuple(10.0**d for d in decades), log=True)
-    plot = Plot("False alarms over the score threshold", "score threshold", "false alarms an image", UNIT, y)
-    grid = np.linspace(0.0, 1.0, 401)
+    x = score_scale(metrics)
+    plot = Plot("False alarms over the score threshold", "score threshold", "false alarms an image", x, y)
+    grid = np.linspace(0.0, x.high, 401)
     for curve in metrics.curves:
         rate = np.append(curve.false_alarms, 0)[curve.above(grid)] / images
-        points = [(x, r) for x, r in zip(grid.tolist(), rate.tolist(), strict=True) if r > 0]
+        points = [(t, r) for t, r in zip(grid.tolist(), rate.tolist(), strict=True) if r > 0]
         name = metrics.classes[curve.label].name
         plot.line(points, line_color(colors[curve.label]), name=name, dash=line_style(curve.label))
     return plot.render()

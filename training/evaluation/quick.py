@@ -39,7 +39,7 @@ def quick_map(
     classes: int | Sequence[str],
     *,
     max_det: int = 100,
-    ignore_difficult: bool = True,
+    ignore_difficult: bool = False,
 ) -> QuickMap:
     """COCO's mAP with numpy alone: the same numbers as :func:`evaluate`, without sizes, curves and advice.
 
@@ -48,7 +48,7 @@ def quick_map(
         predictions: detections of the same images, in the same order and with the same class numbers.
         classes: number of classes, or their names.
         max_det: the best so many detections of a class in an image count.
-        ignore_difficult: whether difficult boxes are ignored like crowd boxes.
+        ignore_difficult: whether difficult boxes are ignored like crowd boxes, as Pascal VOC does.
 
     Raises:
         InvalidArgumentError: the sequences differ in length or a prediction is malformed.

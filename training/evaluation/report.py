@@ -62,8 +62,11 @@ def write_report(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".tmp")
-    beside.write_text(render(metrics, about or About(), look, cards), encoding="utf-8")
-    beside.replace(target)
+    try:
+        beside.write_text(render(metrics, about or About(), look, cards), encoding="utf-8")
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
     return target
 
 

@@ -38,7 +38,9 @@ class DetectorLike(Protocol):
     @property
     def config(self) -> ModelConfig: ...  # noqa: D102
 
-    def predict(self, source: Any, **options: Any) -> Sequence[Any]: ...  # noqa: D102
+    def predict(  # noqa: D102
+        self, source: Any, *, conf: float | None, iou: float | None, size: Size | None, batch: int
+    ) -> Sequence[PredictionLike]: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ValidationSettings:
         miss_rate: share of a class's boxes that its advised threshold may miss.
         max_det: the best so many detections of a class in an image count (COCO: 100).
         single_class: whether every defect counts as one class, whatever it is called.
-        ignore_difficult: whether difficult boxes are ignored like crowd boxes.
+        ignore_difficult: whether difficult boxes are ignored like crowd boxes, as Pascal VOC does.
         tolerance: accepted share of images with errors in their labels.
     """
 
@@ -68,7 +70,7 @@ class ValidationSettings:
     miss_rate: float = 0.05
     max_det: int = 100
     single_class: bool = False
-    ignore_difficult: bool = True
+    ignore_difficult: bool = False
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -120,7 +122,6 @@ class Validation:
         folder.mkdir(parents=True, exist_ok=True)
         figures = folder / "metrics.json"
         beside = figures.with_name("metrics.json.tmp")
-        beside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         report = write_report(
             folder / "report.html",
             self.metrics,
@@ -131,7 +132,11 @@ class Validation:
             image_names=[record.key for record in self.records],
             gallery=gallery,
         )
-        beside.replace(figures)
+        try:
+            beside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            beside.replace(figures)
+        finally:
+            beside.unlink(missing_ok=True)
         return figures, report
 
 
@@ -218,13 +223,10 @@ def predict_records(
     predictions: list[Prediction | None] = [None] * len(records)
     seconds, timed = 0.0, 0
     stages: dict[str, float] = {}
-    options: dict[str, Any] = {"conf": settings.conf, "size": settings.size, "batch": settings.batch}
-    if settings.iou is not None:
-        options["iou"] = settings.iou
     for number, batch in enumerate(progress(batches, len(batches), "evaluating (batches)")):
         images = [records[index].load_image() for index in batch]
         started = time.perf_counter()
-        found = detector.predict(images, **options)
+        found = detector.predict(images, conf=settings.conf, iou=settings.iou, size=settings.size, batch=settings.batch)
         elapsed = time.perf_counter() - started
         if number or len(batches) == 1:
             seconds, timed = seconds + elapsed, timed + len(batch)
@@ -256,14 +258,16 @@ def _load(model: str | os.PathLike[str] | DetectorLike, settings: ValidationSett
     from agssp_zoo.folder import sha256_file
 
     detector: DetectorLike = load_detector(model, engine=settings.engine, device=settings.device)
-    folder = hub.resolve(model)
     engine = _engine_name(detector)
-    file = "model.safetensors" if engine == "pytorch" else "model.onnx"
+    if str(model).endswith(".onnx"):
+        file = Path(model)
+    else:
+        file = hub.resolve(model).file("model.safetensors" if engine == "pytorch" else "model.onnx")
     return detector, About(
         model=detector.config.name,
         model_path=str(model),
-        model_file=file,
-        model_sha256=sha256_file(folder.file(file)),
+        model_file=file.name,
+        model_sha256=sha256_file(file),
         engine=engine,
         device=settings.device,
     )

@@ -127,12 +127,12 @@ def thresholds(metrics: Metrics, look: Look) -> str:
 
 
 def _snippet(chosen: dict[str, tuple[float, str]]) -> str:
-    lines = "\n".join(f"    {name!r}: {threshold(value)},{note}" for name, (value, note) in chosen.items())
-    lowest = threshold(min(value for value, _ in chosen.values()))
+    lines = "\n".join(f"    {name!r}: {value!r},{note}" for name, (value, note) in chosen.items())
+    lowest = min(value for value, _ in chosen.values())
     return (
         f"thresholds = {{\n{lines}\n}}\n"
         "limits = numpy.array([thresholds.get(name, 1.0) for name in detector.config.class_names])\n"
-        f"for found in detector.predict(images, conf={lowest}):\n"
+        f"for found in detector.predict(images, conf={lowest!r}):\n"
         "    found = found[found.scores > limits[found.labels]]"
     )
 
@@ -256,8 +256,8 @@ def made(metrics: Metrics, about: About) -> str:
         f"<table>{rows}</table>"
         "<p class=soft>map50, map50_95, map75 and the sizes are COCO's (faster-coco-eval): average precision over 101 "
         "recall points, means over the classes with labelled boxes, sizes (small: below 32 x 32 pixels, large: from "
-        "96 x 96) by the box's area in pixels of the original image. Crowd and difficult boxes are ignored as COCO "
-        "ignores crowds: they cannot be missed, and detections on them do not count. A threshold keeps detections with "
+        "96 x 96) by the box's area in pixels of the original image. Crowd boxes are COCO's: they cannot "
+        "be missed, and detections on them do not count. A threshold keeps detections with "
         "a score above it. Intervals of miss rates are Wilson's; the interval of map50 comes from resampling the "
         "images. All figures are in metrics.json.</p>"
     )

@@ -68,8 +68,14 @@ def caveats(metrics: Metrics) -> list[str]:
         )
     if metrics.ignored_boxes:
         notes.append(
-            f"{count(metrics.ignored_boxes, 'box', 'boxes')} marked as crowd or difficult: not counted, so neither "
-            "missing one nor detecting something on it changes a figure."
+            f"{count(metrics.ignored_boxes, 'box', 'boxes')} left out (marked as crowd or difficult): neither missing "
+            "one nor detecting something on it changes a figure."
+        )
+    if metrics.difficult_boxes:
+        notes.append(
+            f"{count(metrics.difficult_boxes, 'box is', 'boxes are')} marked difficult. Counted like all others, map50 "
+            f"is {number(metrics.map50_counting_difficult)}; left out as Pascal VOC does (--ignore-difficult), it is "
+            f"{number(metrics.map50_ignoring_difficult)}."
         )
     few = [c.name for c in metrics.classes if 0 < c.boxes < 20]
     if few:
