@@ -168,7 +168,7 @@ def not_published(info: ModelInfo) -> str:
     what = f"The weights of {info.name}"
     if info.name == registry.default_detector():
         what += ", the default detector,"
-    put = f"give the path of its folder instead of the name, or put it into $AGSSP_ZOO_HOME/{info.name}"
+    put = f"give the path of its folder instead of the name, or move it to $AGSSP_ZOO_HOME/{info.name} to use the name"
     if info.authors_link:
         return (
             f"{what} are not published on the Hub yet. Download the authors' checkpoint from {info.authors_link} and "
