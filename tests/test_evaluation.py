@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from agssp_zoo.config import ModelConfig
-from agssp_zoo.errors import DataError, InvalidArgumentError
+from agssp_zoo.errors import DataError, InvalidArgumentError, MissingDependencyError
 from agssp_zoo.training.evaluation import GroundTruth, Prediction, class_mapping, evaluate, quick_map, validate
 from agssp_zoo.training.evaluation.coco import coco_dicts
 from agssp_zoo.training.evaluation.curves import between, wilson
@@ -609,6 +609,16 @@ def test_the_command_measures_a_torch_model(tmp_path, capsys):
     values = json.loads(capsys.readouterr().out)
     assert code == 0 and values["engine"] == "pytorch" and values["model"]["file"] == "model.safetensors"
     assert values["detections"] > 0 and values["classes_without_boxes"] == ["crack"]
+
+
+def test_a_missing_library_is_told_before_the_run(dataset, monkeypatch):
+    data, _, answers = dataset
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    detector = FakeDetector(answers, NAMES)
+    with pytest.raises(MissingDependencyError, match=r"agssp-zoo\[train\]"):
+        validate(detector, data)
+    assert not detector.batches
+    assert quick_map(*random_case(0), 6).map50 > 0  # needs numpy alone
 
 
 def test_scoring_imports_no_torch_and_the_command_no_numpy():

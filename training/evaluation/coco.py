@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,17 @@ def coco_numbers(table: Table, *, max_det: int) -> CocoNumbers:
     return CocoNumbers(ap, np.where(precision[..., 0] > -1, precision[..., 0], np.nan))
 
 
+def require_library() -> None:
+    """Raises MissingDependencyError where faster-coco-eval is not installed; for asking before a long run."""
+    if find_spec("faster_coco_eval") is None:
+        raise MissingDependencyError("Evaluation needs faster-coco-eval; run `pip install 'agssp-zoo[train]'`.")
+
+
 def _run(table: Table, max_det: int) -> Floats:
     """(T, R, C, A) precision, -1 where there is no box to find."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise MissingDependencyError(
-            "Evaluation needs faster-coco-eval; run `pip install 'agssp-zoo[train]'`."
-        ) from None
+    require_library()
+    from faster_coco_eval import COCO, COCOeval_faster
+
     truth, answers = COCO(), COCO()
     truth.dataset, detections = coco_dicts(table)
     answers.dataset = {**truth.dataset, "annotations": detections}

@@ -168,7 +168,13 @@ class Drawing:
         x1, y1, x2, y2 = (float(v) for v in box)
         color = IGNORED_COLOR if state == "ignored" else self.look.colors[label]
         stroke, dash = {"": (2.0, ""), "ignored": (1.5, "2 3")}.get(state, (2.8, "7 4"))
-        place = f'x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" fill="none"'
+        # Half a line inside the image, or the edge would cut a line that runs along it.
+        left, top = (max(low, stroke / 2) for low in (x1, y1))
+        right, bottom = (min(high, side - stroke / 2) for high, side in ((x2, self.width), (y2, self.height)))
+        place = (
+            f'x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 0):.1f}" height="{max(bottom - top, 0):.1f}" '
+            'fill="none"'
+        )
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
         # The dark line beneath keeps a light colour visible on light metal.
         self._boxes.append(

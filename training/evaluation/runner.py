@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from agssp_zoo.errors import InvalidArgumentError
 
 from .about import About, machine, versions
+from .coco import require_library
 from .inputs import GroundTruth, GroundTruthLike, Ints, Prediction, PredictionLike, class_mapping
 from .metrics import Metrics, evaluate, without_nan
 from .report import write_report
@@ -161,10 +162,12 @@ def validate(
 
     Raises:
         DataError: the data cannot be read, has no such split or no labels, or its classes are not the model's.
+        MissingDependencyError: faster-coco-eval is not installed.
         AgsspZooError: the model cannot be loaded or run, an image cannot be read.
     """
     from ..data import read_dataset
 
+    require_library()
     whole = read_dataset(data, format=format) if isinstance(data, (str, os.PathLike)) else data
     part = _checked(whole, split, settings.tolerance)
     detector, identity = _load(model, settings)
