@@ -212,3 +212,18 @@ def test_real_duplicates() -> None:
     report = check_dataset(replace(dataset, records=some))
     pairs = {(pair.first[:5], pair.second[:5]) for pair in report.duplicates}
     assert pairs == {("kos38", "kos39")} and len(report.duplicates) == 8
+
+
+def test_every_code_is_explained() -> None:
+    """The list at the head of problems.py names each code that the sources use, and no other."""
+    import re
+
+    import agssp_zoo.training.data.problems as problems
+
+    folder = Path(problems.__file__).parent
+    text = "".join(file.read_text() for file in folder.glob("*.py") if file.name != "problems.py")
+    word = r"[a-z]+(?:-[a-z]+)+"
+    used = set(re.findall(rf'(?:\.warning|\.error|note)\(\s*(?:"(?:error|warning)", )?"({word})"', text))
+    used |= set(re.findall(rf'code(?:, what)? = \(?"({word})"', text)) | set(re.findall(rf'else \(?"({word})"', text))
+    listed = set(re.findall(rf"(?:^    |, |  )({word})(?=  |,|$)", problems.__doc__ or "", flags=re.MULTILINE))
+    assert used == listed

@@ -442,6 +442,19 @@ class TestCoco:
         single = read_dataset(source / "annotations/instances_val.json")
         assert single.splits == {"val": 2} and codes(single) == {"image-without-entry": 1}
 
+    def test_lists_that_are_far_apart(self, tmp_path: Path) -> None:
+        root = folders.coco(tmp_path)
+        file = root / "annotations/instances_train.json"
+        document = json.loads(file.read_text())
+        for entry in document["images"]:
+            entry["license"] = "x" * 100_000
+        document["annotations"] *= 1000
+        document["annotations"][-1] = {**document["annotations"][-1], "bbox": [1, 1, 0, 1]}
+        order = ("images", "categories", "annotations")
+        file.write_text(json.dumps({name: document[name] for name in order}))
+        dataset = read_dataset(root)
+        assert dataset.splits == {"train": 4, "val": 2} and only(dataset, "empty-box")[1] == 1
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

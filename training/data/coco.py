@@ -21,7 +21,7 @@ from .splits import check_class_names
 from .text import json_list_line, read_json
 
 _SNIFF = 1 << 16
-_ENDS = (b'"annotations"', b'"categories"', b'"images"')
+_LISTS = (b'"annotations"', b'"categories"', b'"images"')
 
 
 @dataclass(slots=True)
@@ -41,17 +41,23 @@ class _Document:
 
 
 def looks_like_coco(file: Path) -> bool:
-    """Whether a JSON file is COCO's, judged by its beginning and end."""
+    """Whether a JSON file is COCO's: an object with two of its three lists, judged without parsing it."""
+    found: set[bytes] = set()
     try:
         with file.open("rb") as stream:
-            head = stream.read(_SNIFF)
-            stream.seek(max(0, file.stat().st_size - _SNIFF))
-            tail = stream.read(_SNIFF)
+            block = stream.read(_SNIFF)
+            if not block.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") or b'"shapes"' in block:
+                return False
+            rest = b""
+            # One of the lists may be long, so that the next begins hundreds of megabytes further on.
+            while block and len(found) < 2:
+                found.update(word for word in _LISTS if word in rest + block)
+                if not found:
+                    return False
+                rest, block = block[-20:], stream.read(_SNIFF << 4)
     except OSError:
         return False
-    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") or b'"shapes"' in head:
-        return False
-    return sum(word in head or word in tail for word in _ENDS) >= 2
+    return len(found) >= 2
 
 
 def coco_files(root: Path, rels: Sequence[str]) -> list[str]:

@@ -1,4 +1,37 @@
-"""What is wrong with a data set, as records: one for each thing a reader stumbled over, with file and line."""
+"""What is wrong with a data set, as records: one for each thing a reader stumbled over, with file and line.
+
+Errors, by which an image or a label is lost::
+
+    corrupt-image        cannot be decoded, or too small      size-mismatch        labels are for another image size
+    label-without-image  no image for a label file            missing-image        named in COCO, but not there
+    bad-label-file       unreadable XML, JSON or text         corrupt-mask         an unreadable mask
+    two-label-files      for one image                        bad-entry            a COCO image without id or name
+    duplicate-image-id   in COCO                              duplicate-image      two COCO entries for one image
+    unknown-image        of a COCO annotation                 unknown-class        not in the class list
+    bad-box, bad-line    not coordinates                      not-normalized       YOLO, but in pixels
+    empty-box            without area                         box-outside          outside the image
+    list-without-image   a line of train.txt                  split-overlap        one image in two splits
+    split-not-there      a path of data.yaml
+
+Warnings while reading::
+
+    box-clipped          reached over the image's edge        duplicate-box        stands twice, kept once
+    tiny-box             under one pixel                      mask-speck           components under four pixels
+    no-label-file        images count as free of defects      not-in-a-list        images that take no part
+    image-without-entry  images that COCO does not name       listed-twice         a line of train.txt
+    windows-line-ends    read as usual ones                   category-gaps        in class ids, closed up
+    no-class-list        YOLO without names                   class-lists-differ   between COCO files
+    voc-zero-based       coordinates that count from 0        several-formats      of labels in one folder
+    path-not-there       data.yaml's path                     exif-orientation     the image is stored turned
+
+Warnings of ``agssp-zoo check-data``::
+
+    same-image           twice in one split                   near-duplicate       across splits
+    near-duplicates-inside  without splits                    flat-image           one even gray
+    box-twice            overlapping boxes of one class       box-of-two-classes   overlapping boxes of two classes
+    class-without-boxes  in the class list only               class-not-in-split   cannot be measured
+    rare-class           few boxes to train on                no-val-split         nothing to validate on
+"""
 
 from __future__ import annotations
 
@@ -18,7 +51,7 @@ class Problem:
 
     Attributes:
         severity: ``"error"`` or ``"warning"``.
-        code: a short stable name, e.g. ``"box-outside"``; docs/data.md lists them.
+        code: a short stable name, e.g. ``"box-outside"``; see :mod:`agssp_zoo.training.data.problems`.
         file: the file at fault, or the folder when it concerns many files.
         line: the line in that file, from 1; ``None`` where lines mean nothing (an image, a mask).
         message: one sentence.

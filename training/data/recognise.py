@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from .coco import coco_files, read_coco
+from .data_yaml import find_yaml
 from .dataset import Dataset
 from .labelme import read_labelme
 from .listing import MASK_FOLDERS, in_folder, is_image, walk
@@ -18,7 +19,7 @@ from .problems import Problems
 from .shards import INDEX_NAME, is_index, is_url, read_shards
 from .text import read_json, read_text
 from .voc import read_voc
-from .yolo import find_yaml, has_yolo_labels, read_yolo
+from .yolo import has_yolo_labels, read_yolo
 
 Format = Literal["auto", "coco", "yolo", "voc", "voc0", "labelme", "masks", "shards"]
 FORMATS: tuple[str, ...] = get_args(Format)

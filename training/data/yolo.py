@@ -6,43 +6,21 @@ beside the images). A line of more values is a polygon (class, x1, y1, x2, y2, .
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from agssp_zoo.errors import DataError, MissingDependencyError
+from agssp_zoo.errors import DataError
 
 from .assemble import Box, Pending, assemble, note_unlabelled
+from .data_yaml import base_folder, find_yaml, read_data_yaml, yaml_splits
 from .dataset import Dataset
-from .listing import IMAGE_FOLDERS, File, Matcher, is_image, list_images, split_name, walk
+from .listing import IMAGE_FOLDERS, Matcher, is_image, list_images, walk
 from .problems import Problems
-from .splits import assign_splits, check_class_names, find_lists, read_class_list, read_list
+from .splits import assign_splits, find_lists, read_class_list
 from .text import read_text
 
 _NOT_LABELS = ("classes.txt", "labels.txt", "predefined_classes.txt", "readme.txt", "license.txt", "requirements.txt")
-_SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class DataYaml:
-    """What data.yaml says.
-
-    Attributes:
-        file: the file.
-        classes: class id -> name.
-        splits: split -> folders, lists or images, as written there.
-        base: the folder that ``path`` names, or the file's own.
-        stated: how many classes ``nc`` says there are, or ``None``.
-    """
-
-    file: Path
-    classes: dict[int, str]
-    splits: dict[str, list[str]]
-    base: Path
-    stated: int | None
 
 
 def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file: str = "") -> Dataset:
@@ -63,11 +41,11 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
     yaml_file = yaml_file or find_yaml(root, rels)
     if yaml_file:
         described = read_data_yaml(root / yaml_file)
-        base = _base(described, problems)
+        base = base_folder(described, problems)
         if base.resolve() != root.resolve():
             root, rels = base, walk(base)
         images = list_images(root, rels)
-        splits = _yaml_splits(described, root, images, rels, problems)
+        splits = yaml_splits(described, root, images, rels, problems)
         classes: dict[int, str] | None = described.classes
     else:
         images = list_images(root, rels)
@@ -100,124 +78,6 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
     note_unlabelled(root, without, len(images), "label file", problems)
     names = _number(pendings, classes, root, problems)
     return assemble(root, "yolo", names, pendings, problems)
-
-
-def find_yaml(root: Path, rels: Sequence[str]) -> str:
-    """The data.yaml of a folder: any YAML file at its top that has ``names`` and a split; an empty text without one."""
-    for rel in sorted((r for r in rels if "/" not in r), key=lambda rel: (not rel.startswith("data"), rel)):
-        if rel.lower().endswith((".yaml", ".yml")):
-            lines = read_text(root / rel).lines
-            keys = {line.partition(":")[0].strip("\"'") for line in lines if ":" in line and not line.startswith(" ")}
-            if "names" in keys and keys & {"train", "val", "test"}:
-                return rel
-    return ""
-
-
-def read_data_yaml(file: Path) -> DataYaml:
-    """Reads data.yaml.
-
-    Raises:
-        DataError: not YAML, no names, or names that contradict ``nc``.
-        MissingDependencyError: PyYAML is not installed.
-    """
-    try:
-        yaml: Any = importlib.import_module("yaml")
-    except ImportError:
-        raise MissingDependencyError(f"{file}: reading it needs PyYAML; run `pip install pyyaml`.") from None
-    text = read_text(file).text
-    try:
-        # The base loader leaves every value a text: a class may be called "no", "1" or "null".
-        values = yaml.load(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        raise DataError(f"{file}{place}: not valid YAML ({getattr(error, 'problem', error)}).") from None
-    if not isinstance(values, dict) or not values.get("names"):
-        raise DataError(f"{file}: has no names; give the class names as a list, or as ids with names.")
-    names = values["names"]
-    try:
-        pairs = names.items() if isinstance(names, dict) else enumerate(names if isinstance(names, list) else [names])
-        classes = {int(number): str(name) for number, name in pairs}
-    except ValueError:
-        raise DataError(f"{file}: an id in names is not a whole number.") from None
-    check_class_names(list(classes.values()), str(file))
-    stated = values.get("nc")
-    if stated is not None and not str(stated).isdigit():
-        raise DataError(f"{file}: nc is {stated!r}, not a number of classes.")
-    count = int(stated) if stated is not None else None
-    if count is not None and count != len(classes):
-        raise DataError(f"{file}: nc says {count} classes, but names has {len(classes)}; correct one of them.")
-    splits: dict[str, list[str]] = {}
-    for key in values:
-        name = split_name(str(key))
-        if name in _SPLITS and values[key]:
-            entries = values[key] if isinstance(values[key], list) else [values[key]]
-            splits.setdefault(name, []).extend(str(entry) for entry in entries)
-    base = Path(str(values["path"])) if values.get("path") else Path()
-    return DataYaml(file, classes, splits, base, count)
-
-
-def _base(described: DataYaml, problems: Problems) -> Path:
-    """The folder that data.yaml's paths start from."""
-    own = described.file.parent
-    for base in (own / described.base, described.base):
-        if base.is_dir() and str(described.base) != ".":
-            return base
-    if str(described.base) != ".":
-        message = f"path {str(described.base)!r} is not there; the file's own folder is taken."
-        problems.warning("path-not-there", described.file, message)
-    return own
-
-
-def _yaml_splits(
-    described: DataYaml, root: Path, images: Sequence[File], rels: Sequence[str], problems: Problems
-) -> dict[str, str]:
-    """The split of every image, as data.yaml says.
-
-    Raises:
-        DataError: data.yaml names no split whose images are there.
-    """
-    splits: dict[str, str] = {}
-    known = set(rels)
-    matcher = Matcher(images)
-    for split, entries in described.splits.items():
-        for entry in entries:
-            rel = _inside(entry, root)
-            if rel.endswith(".txt") and rel in known:
-                read_list(root / rel, split, matcher, splits, problems)
-                continue
-            chosen = [image for image in images if not rel or image.rel == rel or image.rel.startswith(rel + "/")]
-            if not chosen:
-                message = f"{split}: {entry!r} is not there, or holds no images."
-                problems.error("split-not-there", described.file, message)
-            for image in chosen:
-                if splits.setdefault(image.key, split) != split:
-                    message = f"{image.rel} is in {splits[image.key]} already; it stays there and leaves {split}."
-                    problems.error("split-overlap", described.file, message, key=image.key)
-    if not splits:
-        raise DataError(f"{described.file}: names no train, val or test whose images are there.")
-    return splits
-
-
-def _inside(entry: str, root: Path) -> str:
-    """A path of data.yaml relative to the data folder.
-
-    Exports for other machines write ``../train/images`` where ``train/images`` is meant, or absolute paths.
-    """
-    text = entry.replace("\\", "/").rstrip("/")
-    path = Path(text)
-    if path.is_absolute():
-        try:
-            return "" if path == root.absolute() else path.relative_to(root.absolute()).as_posix()
-        except ValueError:
-            parts = path.parts[1:]
-            for start in range(len(parts)):
-                if (root / Path(*parts[start:])).exists():
-                    return "/".join(parts[start:])
-            return text
-    while text.startswith(("./", "../")):
-        text = text.partition("/")[2]
-    return "" if text in (".", "..") else text
 
 
 def _is_label(rel: str) -> bool:
