@@ -176,9 +176,9 @@ class Drawing:
             'fill="none"'
         )
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        # The dark line beneath keeps a light colour visible on light metal.
+        # The line beneath keeps a light colour visible on light metal and a dark one on dark metal.
         self._boxes.append(
-            f'<rect {place} stroke="#000" stroke-opacity=".4" stroke-width="{stroke + 1.6}"{dashes}/>'
+            f'<rect {place} stroke="{ink_on(color)}" stroke-opacity=".5" stroke-width="{stroke + 1.6}"{dashes}/>'
             f'<rect {place} stroke="{color}" stroke-width="{stroke}"{dashes}/>'
         )
         words = shorten(text, 24)
