@@ -116,7 +116,7 @@ def test_arrays(converted, module, reference):
     for level, (cls, box) in enumerate(raw):
         arrays[f"backbone{level}"], arrays[f"neck{level}"] = maps[level], fused[level]
         arrays[f"cls_logits{level}"], arrays[f"reg_logits{level}"] = cls, box
-        arrays[f"bbox_dist{level}"] = module.head.distances(box.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        arrays[f"bbox_dist{level}"] = module.head.distances(box)
     arrays = {name: value.numpy() for name, value in arrays.items()}
     names = [name for name in converted.recorded if name.startswith("x/") and not name.startswith("x/loss_")]
     assert len(names) >= 18

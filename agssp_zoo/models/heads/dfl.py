@@ -77,17 +77,20 @@ class DFLHead(nn.Module):
             boxes (B, N, 4) xyxy in input pixels, not clipped, and scores (B, N, C) in 0-1; both float32.
         """
         scores = torch.cat([cls.flatten(2) for cls, _ in raw], dim=2).float().sigmoid().transpose(1, 2)
-        distances = self.distances(torch.cat([box.flatten(2) for _, box in raw], dim=2).transpose(1, 2))
+        distances = self.distances(torch.cat([box.flatten(2) for _, box in raw], dim=2)).transpose(1, 2)
         points, strides = self.points(raw)
         top_left, bottom_right = distances.chunk(2, dim=-1)
         return torch.cat([points - top_left, points + bottom_right], dim=-1) * strides, scores
 
     def distances(self, box_logits: Tensor) -> Tensor:
-        """The means of the distributions: (..., 4 * reg_max) -> float32 (..., 4), in strides."""
-        bins = torch.arange(self.reg_max, device=box_logits.device, dtype=torch.float32)
-        probabilities = box_logits.reshape(*box_logits.shape[:-1], 4, self.reg_max).float().softmax(-1)
-        # No matrix product: autocast would round it to half precision.
-        return (probabilities * bins).sum(-1)
+        """The means of the distributions: (B, 4 * reg_max, ...) -> float32 (B, 4, ...), in strides."""
+        batch, _, *rest = box_logits.shape
+        logits = box_logits.reshape(batch, 4, self.reg_max, *rest).float()
+        bins = torch.arange(self.reg_max, device=logits.device, dtype=torch.float32).view(-1, *(1 for _ in rest))
+        # The mean of a softmax written out: runtimes transpose for a softmax over an inner dimension, and autocast
+        # would round a matrix product to half precision.
+        weights = (logits - logits.amax(2, keepdim=True)).exp()
+        return (weights * bins).sum(2) / weights.sum(2)
 
     def points(self, raw: Sequence[RawOutput]) -> tuple[Tensor, Tensor]:
         """The centres of all cells in strides, (N, 2) as (x, y), and the strides in pixels, (N, 1)."""
