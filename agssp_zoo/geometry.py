@@ -198,8 +198,8 @@ def tiles(image_size: tuple[int, int], tile: Size, overlap: float = 0.2) -> Iter
     Raises:
         InvalidArgumentError: a tile below 1 pixel, or an overlap outside 0-0.9.
     """
+    check_tiling(tile, overlap)
     height, width = (tile, tile) if isinstance(tile, (int, np.integer)) else tile
-    check_tiling((height, width), overlap)
     for top in _starts(image_size[0], height, overlap):
         for left in _starts(image_size[1], width, overlap):
             yield top, left, min(top + height, image_size[0]), min(left + width, image_size[1])
@@ -207,9 +207,9 @@ def tiles(image_size: tuple[int, int], tile: Size, overlap: float = 0.2) -> Iter
 
 def check_tiling(tile: Size, overlap: float) -> None:
     """Refuses tiles and overlaps that make no sense; raises InvalidArgumentError."""
-    for side in (tile,) if isinstance(tile, (int, np.integer)) else tuple(tile):
-        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
-            raise InvalidArgumentError(f"tile={tile!r}: give a number of pixels, or (height, width).")
+    pair = tile if isinstance(tile, (list, tuple)) and len(tile) == 2 else (tile, tile)
+    if any(isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1 for side in pair):
+        raise InvalidArgumentError(f"tile={tile!r}: give a number of pixels, or (height, width).")
     if not 0 <= overlap <= 0.9:
         raise InvalidArgumentError(f"overlap={overlap!r}: give the share of a tile, in 0-0.9.")
 
@@ -256,10 +256,10 @@ def nms(boxes: Boxes, scores: NDArray[np.float32], labels: NDArray[np.int64], io
     order = np.argsort(-scores, kind="stable")
     kept: list[NDArray[np.intp]] = []
     for label in np.unique(labels):
-        rest = order[labels[order] == label]
+        rest = np.flatnonzero(labels[order] == label)  # places in the order
         while len(rest):
             best, rest = rest[0], rest[1:]
             kept.append(best)
-            rest = rest[box_iou(boxes[best][None], boxes[rest])[0] <= iou]
-    indices = np.array(kept, np.intp)
-    return indices[np.argsort(-scores[indices], kind="stable")] if len(indices) else indices
+            rest = rest[box_iou(boxes[order[best]][None], boxes[order[rest]])[0] <= iou]
+    answer: NDArray[np.intp] = order[np.sort(np.array(kept, np.intp))]
+    return answer
