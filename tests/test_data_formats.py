@@ -159,6 +159,18 @@ class TestImages:
         keys = {record.key: len(record.boxes) for record in dataset}
         assert keys == {"images/x.png": 0, "images/x.bmp": 0, "train/y": 1, "val/y": 0}
 
+    def test_a_label_of_one_split_is_not_taken_for_an_image_of_another(self, tmp_path: Path) -> None:
+        source = folders.voc(tmp_path / "source")
+        text = (source / "annotations/a.xml").read_text()
+        for place in ("train/a", "val/a", "val/b"):
+            (tmp_path / "data/annotations" / place).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data/annotations" / f"{place}.xml").write_text(text.replace("a.png", f"{place[-1]}.png"))
+        write_image(tmp_path / "data/images/train/a.png", "a")
+        write_image(tmp_path / "data/images/val/b.png", "b")
+        dataset = read_dataset(tmp_path / "data")
+        assert only(dataset, "label-without-image") == ("a.xml", None, "error")
+        assert {record.key: len(record.boxes) for record in dataset} == {"train/a": 2, "val/b": 2}
+
 
 class TestVoc:
     def test_coordinates_count_from_one_unless_told(self, tmp_path: Path) -> None:

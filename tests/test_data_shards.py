@@ -144,6 +144,8 @@ class TestRoundTrip:
         same(dataset, packed)
         for record, original in zip(packed, dataset, strict=True):
             assert np.abs(record.load_image().astype(int) - original.load_image()).max() <= 12
+            stored = Image.open(io.BytesIO(record.read_bytes()))
+            assert stored.size == (record.width, record.height), "upright for readers that know no EXIF, too"
 
     def test_shards_can_be_packed_again(self, source: Dataset, tmp_path: Path) -> None:
         first = read_dataset(pack(source, tmp_path / "1", SMALL))

@@ -163,7 +163,10 @@ class Matcher:
             return None
         name = _forward(name)
         beside = self._by_rel.get("/".join([*rel.split("/")[:-1], name]))
-        return beside or self._one(_strip(name, IMAGE_FOLDERS).split("/"), strict=False)
+        if beside is not None:
+            return beside
+        named = self._one(_strip(name, IMAGE_FOLDERS).split("/"), strict=False)
+        return None if named is None or _other_split(key.split("/"), named) else named
 
     def find(self, name: str) -> File | None:
         """The image that a line of a list (train.txt) names: a path, absolute or not, a name, or a stem."""
