@@ -451,7 +451,7 @@ def test_compile(detector):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
-        for shape in ((2, 3, 64, 96), (3, 3, 128, 64), (4, 3, 96, 96)):
+        for shape in ((7, 3, 160, 256), (9, 3, 96, 64)):  # sizes that are equal at first would count as one symbol
             raw = detector(torch.rand(shape))
             for got, want in zip(any_size(raw), detector.decode(raw), strict=True):
                 torch.testing.assert_close(got, want)
