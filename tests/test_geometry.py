@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -117,12 +118,12 @@ def test_tiles_cover_the_image(image, tile, overlap):
     if overlap and min(image) > 2 * min(height, width) * overlap:
         assert (covered > 1).any()
     lefts = sorted({left for _, left, _, _ in tiles(image, tile, overlap)})
-    assert all(b - a <= width * (1 - overlap) for a, b in zip(lefts, lefts[1:], strict=False))
+    assert all(b - a <= width * (1 - overlap) for a, b in itertools.pairwise(lefts))
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0.2), (640, 0.95), (640, -0.1), ((640, 0), 0.2), ("big", 0.2)])
 def test_wrong_tiles(tile, overlap):
-    with pytest.raises(InvalidArgumentError, match="tile|overlap"):
+    with pytest.raises(InvalidArgumentError, match=r"tile|overlap"):
         list(tiles((100, 100), tile, overlap))
 
 
