@@ -64,10 +64,11 @@ def _select(
     # all, and most of the time these are enough. Its cost is quadratic, so doubling costs a third more at most.
     size = min(total, 2 * max_det)
     while True:
-        # Of equal scores the first candidate comes first, as in ONNX's NonMaxSuppression; topk promises no order.
-        order = values.topk(size, sorted=False).indices.sort().values
+        # Of equal scores the first candidates are taken, and in their order, as in the exported graph; topk promises
+        # neither.
+        order = (values >= values.topk(size).values[-1:]).nonzero()[:, 0]
         top, within = values[order].sort(descending=True, stable=True)
-        order = order[within]
+        top, order = top[:size], order[within[:size]]
         rows, labels = candidates[order] // num_classes, candidates[order] % num_classes
         kept = nms(boxes[rows], top, labels, iou)
         if len(kept) >= max_det or size == total:
