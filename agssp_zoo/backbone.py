@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from agssp_zoo.config import Preprocess
 from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE, choose_engine
-from agssp_zoo.errors import EngineError, InvalidArgumentError, SourceError
+from agssp_zoo.errors import EngineError, InvalidArgumentError, MissingDependencyError, SourceError
 from agssp_zoo.features import FeatureInfo
 from agssp_zoo.geometry import prepare
 from agssp_zoo.images import ChannelOrder
@@ -143,11 +144,7 @@ def _backbone_of(module: Any) -> Backbone:
 
 def _need_torch() -> None:
     """Raises MissingDependencyError where PyTorch is not installed."""
-    import importlib.util
-
     if importlib.util.find_spec("torch") is None:
-        from agssp_zoo.errors import MissingDependencyError
-
         raise MissingDependencyError(
             "A backbone is a PyTorch module; run `pip install 'agssp-zoo[torch]'`, or take engine='onnx'."
         )
