@@ -133,7 +133,8 @@ def _building(target: Path) -> Iterator[Path]:
             raise
         raise ExportError(f"{target} cannot be written ({error.strerror}).") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _with_selection(network: onnx.ModelProto, config: ModelConfig) -> onnx.ModelProto:

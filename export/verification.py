@@ -64,6 +64,11 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
         if detects:
             names = ["network/" + name for name in names]
             model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+            defaults = {
+                tensor.name: onnx.numpy_helper.to_array(tensor).item()
+                for tensor in model.graph.initializer
+                if tensor.name in ("conf_threshold", "iou_threshold")
+            }
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         provider = ["CPUExecutionProvider"]
@@ -71,6 +76,10 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
         del model
     except Exception as error:  # both raise errors of their own kinds
         raise ExportError(f"{path.name}: not a valid ONNX file: {error}") from error
+    if detects:
+        for name, value in _thresholds(module.config).items():
+            if defaults.get(name) != np.float32(value):
+                raise ExportError(f"{path.name}: {name} is {defaults.get(name)}, but the config says {value}.")
     network = FromImages(module, raw=raw)
     inputs = [(f"{kind} of {'x'.join(map(str, size))}", images) for size in SIZES for kind, images in _inputs(size)]
     for (where, images), candidates in zip(inputs, itertools.cycle(CANDIDATES), strict=False):
@@ -80,8 +89,9 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
         wanted = names
         if detects:
             wanted = [*names, *DETECTIONS]
-            thresholds = _thresholds(module.config, expected[1], candidates)
-            if candidates is not None:  # else the defaults, which are in the file
+            thresholds = _thresholds(module.config)
+            if candidates is not None:
+                thresholds = _other_thresholds(expected[1], candidates)
                 feeds |= {name: np.array([value], np.float32) for name, value in thresholds.items()}
         try:
             found = session.run(wanted, feeds)
@@ -94,11 +104,14 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
             _compare_detections(module.config, thresholds, boxes, scores, detections, where)
 
 
-def _thresholds(config: ModelConfig, scores: Array, candidates: int | None) -> dict[str, float]:
-    """The config's thresholds, or ones that let about so many candidates of an image through."""
+def _thresholds(config: ModelConfig) -> dict[str, float]:
+    """The thresholds that a file has when its caller gives none."""
     settings = _postprocess(config)
-    if candidates is None:
-        return {"conf_threshold": settings.conf, "iou_threshold": settings.iou}
+    return {"conf_threshold": settings.conf, "iou_threshold": settings.iou}
+
+
+def _other_thresholds(scores: Array, candidates: int) -> dict[str, float]:
+    """Thresholds that let about so many candidates of an image through."""
     ranked = np.sort(scores.reshape(len(scores), -1), axis=1)[:, ::-1]
     return {"conf_threshold": float(ranked[:, min(candidates, ranked.shape[1] - 1)].max()), "iou_threshold": 0.53}
 
