@@ -154,7 +154,7 @@ def _change_color(image: NDArray[np.uint8], saturation: float, hue: float) -> ND
     import torch
     from torchvision.transforms.v2 import functional
 
-    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    tensor = torch.tensor(image).permute(2, 0, 1)
     tensor = functional.adjust_saturation(tensor, saturation)
     tensor = functional.adjust_hue(tensor, hue)
     changed: NDArray[np.uint8] = tensor.permute(1, 2, 0).contiguous().numpy()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-class AveragedModel:
+
+class AveragedModel(Generic[ModuleT]):
     """Keeps ``average = d * average + (1 - d) * network``, with ``d = decay * (1 - exp(-step / ramp))``.
 
     The short memory at first lets the average leave the random start behind. BatchNorm statistics are averaged too.
@@ -20,8 +23,8 @@ class AveragedModel:
         ramp: steps over which the decay rises; 0 has it from the start.
     """
 
-    def __init__(self, module: nn.Module, decay: float, ramp: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: ModuleT, decay: float, ramp: float) -> None:
+        self.module: ModuleT = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.ramp = ramp
         self.steps = 0

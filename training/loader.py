@@ -6,10 +6,12 @@ augmentation is drawn from (seed, e, k), so neither the number of workers nor th
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,10 @@ from .settings import TrainSettings
 
 Draw = tuple[int, int]
 """Epoch and position: what names a training sample."""
+TRIES = 10
+"""After so many unreadable images for one sample, the sample is empty."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,17 @@ class ImageStore:
         records: the images and their labels. Crowd boxes are left out.
         size: longer side in pixels; smaller images are enlarged.
         cache_bytes: images are kept up to this many bytes; 0 reads every image when it is needed.
+
+    Attributes:
+        problems: one line for every image that could not be read while memory was filled; those that do not fit into
+            memory are known only when they are drawn.
     """
 
     def __init__(self, records: Sequence[Record], size: int, cache_bytes: int) -> None:
         self.records = records
         self.size = size
         self._kept: list[Sample | None] = [None] * len(records)
-        self._fill(cache_bytes)
+        self.problems = self._fill(cache_bytes)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -90,25 +100,51 @@ class ImageStore:
         gray = bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
         return Sample(image, (record.boxes[keep] * scale).astype(np.float32), record.labels[keep], gray)
 
-    def _fill(self, limit: int) -> None:
-        """Decodes in two threads until the limit is reached; unreadable images are left to :meth:`load`."""
-
-        def attempt(index: int) -> Sample | None:
-            try:
-                return self._read(index)
-            except (AgsspZooError, OSError):
-                return None
-
-        if limit <= 0 or not self.records:
-            return
-        first = attempt(0)
-        room = limit // max(1, first.image.nbytes if first else self.size * self.size * 3)
-        with ThreadPoolExecutor(2) as pool:
-            for index, sample in enumerate(pool.map(attempt, range(min(room, len(self.records))))):
+    def _fill(self, limit: int) -> tuple[str, ...]:
+        """Decodes until the limit is reached; returns what could not be read."""
+        problems = []
+        for index, sample in decode_until(self._read, range(len(self.records)), lambda s: s.image.nbytes, limit):
+            if isinstance(sample, Sample):
                 self._kept[index] = sample
+            else:
+                problems.append(str(sample))
+        return tuple(problems)
 
 
-class TrainingSamples(Dataset[tuple[Sample, str, str]]):
+def decode_until(
+    read: Callable[[int], Item], indices: Iterable[int], size: Callable[[Item], int], limit: int
+) -> Iterator[tuple[int, Item | Exception]]:
+    """Reads one item after another, in two threads, until they fill the memory allowed.
+
+    Args:
+        read: reads the item of an index.
+        indices: of the items.
+        size: bytes that an item takes.
+        limit: bytes allowed.
+
+    Yields:
+        Index and item, or the error that it could not be read for.
+    """
+
+    def attempt(index: int) -> Item | Exception:
+        try:
+            return read(index)
+        except (AgsspZooError, OSError) as error:
+            return error
+
+    waiting = iter(indices)
+    with ThreadPoolExecutor(2) as pool:
+        while limit > 0 and (block := list(itertools.islice(waiting, 64))):
+            for index, item in zip(block, pool.map(attempt, block), strict=True):
+                limit -= 0 if isinstance(item, Exception) else size(item)
+                yield index, item
+
+
+Drawn = tuple[Sample, str, tuple[str, ...]]
+"""A sample, the key of its own record, and a line for every image that could not be read for it."""
+
+
+class TrainingSamples(Dataset[Drawn]):
     """Draws the sample that an (epoch, position) pair names."""
 
     def __init__(self, store: ImageStore, settings: TrainSettings, pad_value: int) -> None:
@@ -117,7 +153,7 @@ class TrainingSamples(Dataset[tuple[Sample, str, str]]):
         self.pad_value = pad_value
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
-    def __getitem__(self, draw: Draw) -> tuple[Sample, str, str]:
+    def __getitem__(self, draw: Draw) -> Drawn:
         epoch, position = draw
         settings = self.settings
         if self._order is None or self._order[0] != epoch:
@@ -125,21 +161,20 @@ class TrainingSamples(Dataset[tuple[Sample, str, str]]):
         index = int(self._order[1][position % len(self.store)])
         rng = np.random.default_rng([settings.seed, epoch, position, 1])
         mosaic = epoch < settings.epochs - settings.close_mosaic
-        problem = ""
-        while True:
+        problems: list[str] = []
+        while len(problems) < TRIES:
             try:
                 sample = augment(
                     rng, index, len(self.store), self.store.load, settings, mosaic=mosaic, pad_value=self.pad_value
                 )
-                return sample, self.store.records[index].key, problem
+                return sample, self.store.records[index].key, tuple(problems)
             except (AgsspZooError, OSError) as error:
-                if problem and settings.tolerance == 0:  # more than one is not looked for: training stops anyway
-                    blank = np.full((settings.size, settings.size, 3), self.pad_value, np.uint8)
-                    none = np.zeros((0, 4), np.float32)
-                    return Sample(blank, none, np.zeros(0, np.int64)), self.store.records[index].key, problem
-                problem = str(error)
+                problems.append(str(error))
                 # Another image in its place, drawn by the same generator so that a resumed run draws it again.
                 index = int(rng.integers(len(self.store)))
+        blank = np.full((settings.size, settings.size, 3), self.pad_value, np.uint8)
+        none = np.zeros((0, 4), np.float32)
+        return Sample(blank, none, np.zeros(0, np.int64)), self.store.records[index].key, tuple(problems)
 
 
 class BatchPlan(Sampler[list[Draw]]):
@@ -177,7 +212,7 @@ class BatchPlan(Sampler[list[Draw]]):
             yield [(epoch, position) for position in range(first, first + share)]
 
 
-def collate(samples: Sequence[tuple[Sample, str, str]]) -> Batch:
+def collate(samples: Sequence[Drawn]) -> Batch:
     """Stacks samples; boxes are filled up to the largest number in the batch."""
     most = max(len(sample.labels) for sample, _, _ in samples)
     labels = torch.zeros(len(samples), most, dtype=torch.int64)
@@ -189,7 +224,7 @@ def collate(samples: Sequence[tuple[Sample, str, str]]) -> Batch:
         boxes[row, :count] = torch.from_numpy(sample.boxes)
         mask[row, :count] = True
     images = torch.from_numpy(np.stack([sample.image for sample, _, _ in samples]))
-    problems = tuple(problem for _, _, problem in samples if problem)
+    problems = tuple(problem for _, _, found in samples for problem in found)
     return Batch(images, Targets(labels, boxes, mask), tuple(key for _, key, _ in samples), problems)
 
 

@@ -17,17 +17,15 @@ def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.O
     """SGD with Nesterov momentum or AdamW. Kernels and matrices decay; biases and normalisation layers do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.chosen("weight_decay")},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    lr = settings.learning_rate
+    lr, momentum = settings.chosen("lr"), settings.chosen("momentum")
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused or None
-        )
-    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused or None)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
+    return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused or None)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
@@ -43,9 +41,10 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, steps_per_epoch: int,
     else:
         share = 1 - (1 - settings.final_lr) * progress
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    rate = settings.learning_rate * share * rise
-    low = min(WARMUP_MOMENTUM, settings.momentum)
-    momentum = low + (settings.momentum - low) * rise
+    rate = settings.chosen("lr") * share * rise
+    high = settings.chosen("momentum")
+    low = min(WARMUP_MOMENTUM, high)
+    momentum = low + (high - low) * rise
     for group in optimizer.param_groups:
         group["lr"] = rate
         if "momentum" in group:

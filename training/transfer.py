@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agssp_zoo import models
 from agssp_zoo.config import ModelConfig, Preprocess
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import TrainingError, WeightsNotPublishedError
+from agssp_zoo.folder import ModelFolder
 from agssp_zoo.hub import resolve
 from agssp_zoo.models.detectors import YOLOv8
 
 from .settings import TrainSettings
+
+FILES = ("config.json", "model.safetensors")
+ORIGIN = ("license", "license_link", "source", "source_sha256", "sha256", "datasets")
+"""What is kept of the provenance of the models that a run starts from."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,14 @@ class Start:
         source: where its weights come from, in words.
         loaded: number of tensors taken over.
         left: names of the tensors that were drawn anew although weights were loaded.
+        provenance: what the models that the weights come from say about their own origin: licence, source, checksum.
     """
 
     module: YOLOv8
     source: str
-    loaded: int
-    left: tuple[str, ...]
+    loaded: int = 0
+    left: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_start(settings: TrainSettings, class_names: Sequence[str]) -> Start:
@@ -42,48 +51,69 @@ def build_start(settings: TrainSettings, class_names: Sequence[str]) -> Start:
         ModelNotFoundError: no such model.
     """
     torch.manual_seed(settings.seed)
+    names = tuple(class_names)
     architecture = settings.model.partition(".")[0]
     if settings.weights == "none" and architecture in models.ARCHITECTURES:
-        config = models.default_config(architecture, class_names=tuple(class_names), name=f"{architecture}.finetuned")
+        config = models.default_config(architecture, class_names=names)
         folder = None
     else:
-        files = ("config.json",) if settings.weights == "none" else ("config.json", "model.safetensors")
-        folder = resolve(settings.model, files=files)
-        config = folder.config.replace(class_names=tuple(class_names), provenance={})
-        config = config.replace(name=f"{config.architecture}.finetuned")
-    config = config.replace(preprocess=_at_size(config, settings.size))
+        folder = _find(settings.model, ("config.json",) if settings.weights == "none" else FILES)
+        config = folder.config
+    if config.task != "detector":
+        raise TrainingError(f"{settings.model} is a {config.task}; --model takes a detector: yolov8_n, yolov8_s, ...")
+    old_names = config.class_names
+    config = config.replace(
+        name=f"{config.architecture}.finetuned",
+        class_names=names,
+        provenance={},
+        preprocess=_at_size(config, settings.size),
+    )
     module = models.build(config)
     if not isinstance(module, YOLOv8):
-        raise TrainingError(f"{settings.model} is not a detector; --model takes one of yolov8_n, yolov8_s, ...")
-    module.reset_parameters()
+        raise TrainingError(f"{settings.model} cannot be trained yet; --model takes one of yolov8_n, yolov8_s, ...")
+    module.reset_parameters()  # drawn twice by now; the figures that are published were measured so
     loaded: list[str] = []
-    sources = []
+    sources: dict[str, Mapping[str, Any]] = {}
     if folder is not None and settings.weights == "auto":
-        loaded += _load_fitting(module, _read(folder.file("model.safetensors")))
-        sources.append(settings.model)
+        tensors = _read(folder)
+        if len(names) > 1 and old_names != names:
+            # Other classes in the same number: the layer that tells them apart would begin with wrong answers.
+            for level in range(len(module.strides)):
+                tensors = {k: v for k, v in tensors.items() if not k.startswith(f"head.cls_branches.{level}.2.")}
+        loaded += _load_fitting(module, tensors)
+        sources[folder.config.name] = folder.config.provenance
     if settings.backbone_weights:
-        backbone = resolve(settings.backbone_weights, files=("config.json", "model.safetensors"))
-        taken = _load_fitting(module.backbone, _read(backbone.file("model.safetensors")))
+        backbone = _find(settings.backbone_weights, FILES)
+        taken = _load_fitting(module.backbone, _read(backbone))
         if not taken:
             raise TrainingError(f"{settings.backbone_weights}: no weight fits the backbone of {settings.model}.")
         loaded += [f"backbone.{name}" for name in taken]
-        sources.append(settings.backbone_weights)
+        sources[backbone.config.name] = backbone.config.provenance
     left = tuple(name for name in module.state_dict() if name not in set(loaded)) if loaded else ()
-    return Start(module, " and ".join(sources) or "random weights", len(loaded), left)
+    return Start(
+        module,
+        " and ".join(sources) or "random weights",
+        len(set(loaded)),
+        tuple(name for name in left if not name.endswith("num_batches_tracked")),
+        {name: {k: v for k, v in origin.items() if k in ORIGIN} for name, origin in sources.items()},
+    )
+
+
+def _find(model: str, files: tuple[str, ...]) -> ModelFolder:
+    """A model folder by name or path; where weights are not published yet, the way without them is named."""
+    try:
+        return resolve(model, files=files)
+    except WeightsNotPublishedError as error:
+        raise WeightsNotPublishedError(f"{error} Or train from random weights: --weights none.") from None
 
 
 def _at_size(config: ModelConfig, size: int) -> Preprocess:
     """The model's preprocessing at the size it is trained at: rectangular, antialiased by Pillow."""
-    import dataclasses
-
     return dataclasses.replace(config.preprocess, size=size, resize="pillow", fit="letterbox", rounding="nearest")
 
 
-def _read(path: object) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(str(path))
-    return tensors
+def _read(folder: ModelFolder) -> dict[str, Tensor]:
+    return models.read_weights(folder.file("model.safetensors"))[0]
 
 
 @torch.no_grad()

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from agssp_zoo.config import Preprocess
+from agssp_zoo.errors import AgsspZooError
 from agssp_zoo.geometry import Placement, prepare
 from agssp_zoo.models.postprocess import select_detections
 
 from .data.records import Record
 from .evaluation.inputs import Prediction
 from .evaluation.quick import QuickMap, quick_map
+from .loader import decode_until
 
 if TYPE_CHECKING:
     from agssp_zoo.models.detectors import DetectorModule
@@ -37,14 +39,15 @@ class Prepared:
 class Validator:
     """Scores a network on a split.
 
-    Images are sorted by shape, so that a batch is padded little, and their canvases are kept in memory.
+    Images are sorted by shape, so that a batch is padded little, and their canvases are kept in memory. Images that
+    cannot be read are left out; ``problems`` names them, and whoever asks for the score has to judge that.
 
     Args:
         records: the labelled images.
         class_names: names in label order.
         preprocess: how an image becomes the input.
         batch: images a forward pass.
-        cache_bytes: canvases are kept up to this many bytes.
+        cache_bytes: canvases are kept up to this many bytes, from the start on.
         rank: this process; it takes every ``processes``-th batch.
         processes: how many there are.
     """
@@ -66,8 +69,11 @@ class Validator:
         ratio = [r.height / r.width if r.width and r.height else 1.0 for r in records]
         order = np.argsort(ratio, kind="stable")
         self.batches = [order[i : i + batch] for i in range(0, len(order), batch)][rank::processes]
-        self._kept: dict[int, Prepared] = {}
-        self._room = cache_bytes
+        self.problems: list[str] = []
+        self._kept: dict[int, Prepared | None] = {}
+        own = [int(index) for batch in self.batches for index in batch]
+        for index, item in decode_until(self._read, own, lambda p: p.canvas.nbytes, cache_bytes):
+            self._keep(index, item)
 
     @torch.inference_mode()
     def predict(self, module: DetectorModule, device: torch.device) -> dict[int, Prediction]:
@@ -76,7 +82,10 @@ class Validator:
         iou, max_det = (settings.iou, settings.max_det) if settings else (0.7, 300)
         predictions = {}
         for indices in self.batches:
-            prepared = [self._prepare(int(i)) for i in indices]
+            there = [(int(i), item) for i in indices if (item := self._prepare(int(i))) is not None]
+            if not there:
+                continue
+            prepared = [item for _, item in there]
             height = max(p.canvas.shape[0] for p in prepared)
             width = max(p.canvas.shape[1] for p in prepared)
             images = np.full((len(prepared), height, width, 3), self.preprocess.pad_value, np.uint8)
@@ -94,23 +103,32 @@ class Validator:
                 multi_label=True,
             )
             kept_boxes, kept_scores, kept_labels, counts = (t.cpu().numpy() for t in found)
-            for row, (index, item) in enumerate(zip(indices, prepared, strict=True)):
+            for row, (index, item) in enumerate(there):
                 n = int(counts[row])
-                predictions[int(index)] = Prediction(
+                predictions[index] = Prediction(
                     item.placement.to_original(kept_boxes[row, :n]), kept_scores[row, :n], kept_labels[row, :n]
                 )
         return predictions
 
     def score(self, predictions: dict[int, Prediction]) -> QuickMap:
-        """COCO's mAP of the detections of all images."""
-        ordered = [predictions[i] for i in range(len(self.records))]
-        return quick_map(self.records, ordered, self.class_names)
+        """COCO's mAP of the detections of all images that could be read."""
+        order = sorted(predictions)
+        return quick_map([self.records[i] for i in order], [predictions[i] for i in order], self.class_names)
 
-    def _prepare(self, index: int) -> Prepared:
+    def _prepare(self, index: int) -> Prepared | None:
+        """An image as the network takes it; ``None`` when it cannot be read."""
         if index in self._kept:
             return self._kept[index]
-        prepared = Prepared(*prepare(self.records[index].load_image(), self.preprocess))
-        if self._room >= prepared.canvas.nbytes:
-            self._room -= prepared.canvas.nbytes
-            self._kept[index] = prepared
-        return prepared
+        try:
+            return self._read(index)
+        except (AgsspZooError, OSError) as error:
+            return self._keep(index, error)
+
+    def _keep(self, index: int, item: Prepared | Exception) -> Prepared | None:
+        if isinstance(item, Exception):
+            self.problems.append(str(item))
+        self._kept[index] = None if isinstance(item, Exception) else item
+        return self._kept[index]
+
+    def _read(self, index: int) -> Prepared:
+        return Prepared(*prepare(self.records[index].load_image(), self.preprocess))

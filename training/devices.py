@@ -1,0 +1,119 @@
+"""Where a run computes and in which precision: devices, processes, threads."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from agssp_zoo.errors import TrainingError
+
+from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def build_accelerator(settings: TrainSettings) -> Accelerator:
+    """Device, precision and processes. ``settings.precision`` has to be settled (:func:`settle_precision`).
+
+    Raises:
+        TrainingError: the device is not there, or the processes know nothing of each other.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    kind = device_kind(settings.device)
+    number = settings.device.partition(":")[2]
+    if kind == "cuda" and number:
+        torch.cuda.set_device(int(number))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        # accelerate keeps one state for good; a program's second run may want another device or precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=settings.precision)
+    if accelerator.num_processes != processes:
+        raise TrainingError(
+            f"--device {settings.device}: {processes} processes were started, but they cannot work together on it; "
+            "start one, or use --device cpu or cuda."
+        )
+    return accelerator
+
+
+def device_kind(device: str) -> str:
+    """``"cpu"``, ``"cuda"`` or ``"mps"``; ``auto`` takes a GPU where torch can use one.
+
+    Raises:
+        TrainingError: no such device.
+    """
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind == "auto" and not number:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise TrainingError(f"--device {device!r}: choose auto, cpu, cuda, cuda:N or mps.")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= int(number or 0):
+            raise TrainingError(
+                f"--device {device}: this machine has {count} usable CUDA devices; use --device cpu, or install a "
+                "torch build that supports the GPU."
+            )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise TrainingError("--device mps: there is no Apple GPU that torch can use; use --device cpu.")
+    return kind
+
+
+def settle_precision(settings: TrainSettings) -> Precision:
+    """The precision that ``auto`` stands for on this machine; what `accelerate launch` was told comes first."""
+    import torch
+
+    if settings.precision != "auto":
+        return settings.precision
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told == "bf16":
+        return "bf16"
+    if told == "fp16":
+        return "fp16"
+    kind = device_kind(settings.device)
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if kind == "cpu" and _cpu_has_bf16() else "no"
+
+
+def settle_workers(settings: TrainSettings, device: str) -> int:
+    """The number of processes that prepare images for one process of training."""
+    if settings.workers >= 0:
+        return settings.workers
+    # On the CPU the network itself takes the cores; one worker keeps up with it.
+    return 1 if device == "cpu" else max(1, min(8, _cores() // local_processes() - 1))
+
+
+def settle_threads(settings: TrainSettings) -> int:
+    """CPU threads of the network in one process."""
+    return settings.threads or max(1, _cores() // local_processes())
+
+
+def local_processes() -> int:
+    """How many processes of this run this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; elsewhere it would be emulated, slower than float32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))

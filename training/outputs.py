@@ -1,0 +1,150 @@
+"""What a run leaves in its folder: model folders, metrics.csv, events, plots, and the report at the end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from agssp_zoo import models
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.errors import AgsspZooError
+from agssp_zoo.folder import ModelFolder, update_checksums, write_folder
+
+from . import logs
+from .data.dataset import Dataset
+from .settings import TrainSettings
+
+FIGURES = ("map50", "map75", "map50_95")
+"""The figures that a saved model's config.json states."""
+
+
+class Outputs:
+    """Writes the outputs of a run; every method does nothing on the other processes.
+
+    Args:
+        folder: the run's folder.
+        main: whether this process writes.
+        settings: of the run.
+        config: of the model.
+        provenance: what the saved models' config.json says about their origin.
+    """
+
+    def __init__(
+        self, folder: Path, main: bool, settings: TrainSettings, config: ModelConfig, provenance: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        self.main = main
+        self.settings = settings
+        self.config = config
+        self.provenance = dict(provenance)
+        self.progress = logs.Progress(main)
+        self._events: logs.Events | None = None
+
+    def open(self, history: Sequence[logs.Row], first_step: int) -> None:
+        """Begins, or goes on: metrics.csv as in the state, events from ``first_step`` on anew, no remains of a kill."""
+        if not self.main:
+            return
+        for rest in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.old")):
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+        logs.write_metrics(self.folder / "metrics.csv", history)
+        self._events = logs.Events(self.folder / "events", first_step)
+
+    def close(self, history: Sequence[logs.Row] | None) -> None:
+        """Ends; with a history, the plots are drawn."""
+        self.progress.clear()
+        if self._events is not None:
+            self._events.close()
+        if self.main and self.settings.plots and history:
+            logs.draw_plots(self.folder, history)
+
+    def log_step(self, parts: Sequence[float], lr: float, step: int) -> None:
+        """Notes the losses (box, class, distance) of a step."""
+        if self._events is not None:
+            values = dict(zip(("loss/box", "loss/cls", "loss/dfl"), parts, strict=True))
+            self._events.add({**values, "loss/total": sum(parts), "lr": lr}, step)
+
+    def end_epoch(self, row: logs.Row, module: nn.Module, *, better: bool) -> None:
+        """Writes the models of an epoch and says how it went."""
+        if not self.main:
+            return
+        if self._events is not None:
+            self._events.add({f"epoch/{k}": v for k, v in row.items() if k != "epoch"}, int(row["step"]))
+        for name in ("best", "last") if better else ("last",):
+            self._write_model(name, module, row)
+        self.progress.clear()
+        sys.stdout.write(logs.epoch_line(row, self.settings.epochs) + "\n")
+        sys.stdout.flush()
+
+    def write_history(self, history: Sequence[logs.Row]) -> None:
+        """Brings metrics.csv and, now and then, the plots up to date."""
+        if self.main:
+            logs.write_metrics(self.folder / "metrics.csv", history)
+            if self.settings.plots and len(history) % 10 == 0:
+                logs.draw_plots(self.folder, history)
+
+    def _write_model(self, name: str, module: nn.Module, row: logs.Row) -> None:
+        figures = {k: round(float(row[k]), 5) for k in FIGURES if k in row}
+        config = self.config.replace(provenance={**self.provenance, "epoch": row["epoch"], "metrics": figures})
+        write_folder(
+            self.folder / name,
+            config,
+            {"model.safetensors": lambda path: models.save_weights(module, path, config)},
+            overwrite=True,
+        )
+
+
+def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str, command: str) -> list[str]:
+    """What is made of a finished run's best model: its evaluation report, and the ONNX file if it was asked for.
+
+    A failure here does not undo the training; it is said, with the command that does the same again.
+
+    Args:
+        folder: the run's folder.
+        data: the images to validate on.
+        settings: of the run.
+        device: what the model is evaluated on.
+        command: what the report states as its command.
+
+    Returns:
+        A line for everything made or failed.
+    """
+    said = []
+    best = folder / "best"
+    if settings.report and (best / "model.safetensors").is_file():
+        try:
+            from .evaluation import validate
+            from .evaluation.runner import ValidationSettings
+
+            chosen = ValidationSettings(engine="pytorch", device=device, tolerance=settings.tolerance)
+            split = next(iter(data.splits))
+            found = validate(best, data, split=split, settings=chosen, command=command)
+            figures, report = found.save(folder / "val")
+            said.append(f"report: {report} (map50 {found.metrics.map50:.4f}, figures in {figures.name})")
+        except (AgsspZooError, OSError) as error:
+            again = f"agssp-zoo val --data {settings.data} --model {best} --out {folder / 'val'}"
+            said.append(f"no report: {error} Again with: {again}")
+    if settings.export and (best / "model.safetensors").is_file():
+        try:
+            said.append(f"ONNX: {_export(best)}")
+        except (AgsspZooError, OSError) as error:
+            said.append(f"no ONNX file: {error} Again with: agssp-zoo export {best}")
+    return said
+
+
+def _export(best: Path) -> Path:
+    """Adds model.onnx to a model folder, and to its card."""
+    from agssp_zoo.card import render_card
+    from agssp_zoo.export import export_onnx
+    from agssp_zoo.folder import CARD, write_text
+
+    folder = ModelFolder.open(best)
+    file: Path = export_onnx(folder)
+    names = [name for name in (*folder.names, file.name) if name != CARD]
+    write_text(best / CARD, render_card(folder.config, files=names))
+    update_checksums(best, [CARD, file.name])
+    return file

@@ -1,0 +1,62 @@
+"""Requests to stop: signals and the time limit, agreed on by all processes of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class StopRequest:
+    """Whether, and why, a run should stop at the next step.
+
+    Args:
+        accelerator: of the run's processes.
+        time_limit: seconds from now; 0 has no limit.
+    """
+
+    def __init__(self, accelerator: Accelerator, time_limit: float) -> None:
+        self.accelerator = accelerator
+        self._signal = ""
+        self._deadline = time.monotonic() + time_limit if time_limit else math.inf
+
+    def reason(self) -> str:
+        """Why to stop, the same on all processes at least in being empty or not; all of them have to ask together."""
+        reason = self._signal or ("time limit" if time.monotonic() > self._deadline else "")
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(bool(reason)), device=self.accelerator.device)
+            if self.accelerator.reduce(flag, "sum").item() and not reason:
+                reason = "another process was asked to stop"
+        return reason
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask the run to stop at the next step; a second SIGINT ends it at once.
+
+        Outside the main thread, where Python allows no handlers, signals keep their meaning.
+        """
+
+        def ask(number: int, _: FrameType | None) -> None:
+            if self._signal and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._signal = f"stopped by {signal.Signals(number).name}"
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
