@@ -128,11 +128,27 @@ def save_weights(
     os.close(handle)
     try:
         save_file(state, temporary, metadata=weights_metadata(config))
+        _sort_metadata(Path(temporary))
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the header's metadata in alphabetical order: safetensors writes them in another one each time.
+
+    Equal weights then make equal files, so that their checksums can be compared.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # it is, as nothing was added; spaces at the end are allowed
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def weights_metadata(config: ModelConfig) -> dict[str, str]:
