@@ -1,0 +1,1 @@
+"""The figures of benchmarks/README.md, measured: ``python -m benchmarks [--only NAME]``."""
