@@ -223,3 +223,23 @@ def test_weights_of_the_other_stride_variant_are_refused(folder, tmp_path):
     )
     with pytest.raises(CheckpointError, match="v1_strides"):
         load_backbone(out)
+
+
+def test_weights_that_do_not_state_their_strides_need_a_config_that_does(tmp_path):
+    """Files of other origin (torchvision's names) carry no options, and v1 and v1.5 have the same shapes."""
+    from safetensors.torch import save_file
+
+    state = models.build(models.default_config("resnet50")).state_dict()
+    for options, refused in (({}, True), ({"v1_strides": False}, False), ({"v1_strides": True}, False)):
+        config = models.default_config("resnet50", options=options)
+        out = write_folder(
+            tmp_path / f"r{len(list(tmp_path.iterdir()))}",
+            config,
+            {"model.safetensors": lambda path: save_file(state, path)},
+            card="test",
+        )
+        if refused:
+            with pytest.raises(CheckpointError, match=r"v1_strides.*config\.json"):
+                load_backbone(out)
+        else:
+            load_backbone(out)

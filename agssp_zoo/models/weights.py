@@ -157,13 +157,24 @@ def weights_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def check_metadata(metadata: Mapping[str, str], config: ModelConfig, where: str) -> None:
-    """Compares a file's metadata with a config; a file without any is trusted to belong to it.
+    """Compares a file's metadata with a config.
+
+    A file of another origin says nothing of itself. It is trusted to be of the config's architecture, as its shapes
+    tell, but not to have default options, which no shape tells: the config must name them.
 
     Raises:
-        CheckpointError: another architecture or other options.
+        CheckpointError: another architecture or other options, or options that nobody states.
     """
     architecture = metadata.get("architecture")
     if architecture is None:
+        from agssp_zoo.models.factory import get_architecture
+
+        if unstated := sorted(get_architecture(config.architecture).options.keys() - config.options.keys()):
+            raise CheckpointError(
+                f"{where} does not say with which {', '.join(unstated)} of {config.architecture} its weights were "
+                "trained, and the shapes agree with all. Set it in config.json's options, e.g. "
+                f'{{"{unstated[0]}": true}}.'
+            )
         return
     if architecture != config.architecture:
         raise CheckpointError(
