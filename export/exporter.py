@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 OPSET = 18
 """The oldest operator set that has all we use, for the widest choice of runtimes."""
 CONTRACT_VERSION = 1
-"""Of the inputs and outputs that this module promises; see docs and the README."""
+"""Of the inputs and outputs that :func:`export_onnx` promises."""
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -42,7 +42,8 @@ def export_onnx(
 
     * detector: ``boxes`` float32 (batch, max_det, 4) xyxy in input pixels, ``scores`` float32 (batch, max_det) falling,
       ``labels`` int64 (batch, max_det), ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
-      The optional inputs ``conf_threshold`` and ``iou_threshold``, float32 (1,), default to the config's values.
+      The optional inputs ``conf_threshold`` and ``iou_threshold``, float32 (1,), default to the config's values (ONNX
+      Runtime mentions such inputs in its log when it opens the file; a log level of 3 silences it).
     * detector with ``raw``: for every level of stride s the logits ``class_logits_s`` (batch, classes, height / s,
       width / s) and ``box_logits_s`` (batch, 4 * bins, height / s, width / s), sides left, top, right, bottom.
     * backbone: one map an output, named as in its ``feature_info``.
