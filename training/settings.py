@@ -131,9 +131,8 @@ class TrainSettings:
 
     def settled(self, precision: Literal["no", "bf16", "fp16"]) -> TrainSettings:
         """The same settings without anything left to be chosen, so that the run's record says what was done."""
-        return dataclasses.replace(
-            self, precision=precision, **{name: self.chosen(name) for name in _BY_OPTIMIZER["sgd"]}
-        )
+        chosen: dict[str, Any] = {name: self.chosen(name) for name in _BY_OPTIMIZER[self.optimizer]}
+        return dataclasses.replace(self, precision=precision, **chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
