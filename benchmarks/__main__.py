@@ -25,6 +25,9 @@ BENCHMARKS = {
     "strip": "inference:strip",
     "postprocess": "inference:postprocess",
     "resize": "images:resize",
+    "training-loader": "training:loader",
+    "training-epoch": "training:epoch",
+    "training-loss": "training:loss",
     "install": "install:base_install",
 }
 """Name -> module and function; a function takes the number of rounds and answers figures."""

@@ -156,17 +156,14 @@ def _ask_python(code: str, *arguments: object, python: str = sys.executable) -> 
     return done.stdout
 
 
-def other_export() -> Path:
-    """The same architecture as another package exports it at 640x640, in an environment of its own. Made once.
+def other_python() -> Path:
+    """The Python of an environment of its own that another package, ultralytics, is installed in. Made once.
 
-    The environment sees this one's torch and onnx, so that both files come from the same exporter.
+    The environment sees this one's torch and onnx, so that both packages compute with the same.
 
     Raises:
-        RuntimeError: the package cannot be installed or does not export.
+        RuntimeError: the package cannot be installed.
     """
-    target = WORK / "ultralytics" / "yolov8s.onnx"
-    if target.is_file():
-        return target
     import sysconfig
 
     environment = ROOT / "runs" / "venv-ultralytics"
@@ -175,13 +172,32 @@ def other_export() -> Path:
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         (packages,) = environment.glob("lib/python*/site-packages")
         (packages / "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    needs = ["ultralytics", "ultralytics-thop", "py-cpuinfo", "polars", "polars-runtime-32", "onnxslim", "colorama"]
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *needs]
-    done = subprocess.run(install, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"ultralytics cannot be installed: {done.stderr[-500:]}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"YOLO_CONFIG_DIR": str(target.parent), "YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true"}
+    if not list(environment.glob("lib/python*/site-packages/ultralytics")):
+        needs = ["ultralytics", "ultralytics-thop", "py-cpuinfo", "polars", "polars-runtime-32", "onnxslim", "colorama"]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *needs]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"ultralytics cannot be installed: {done.stderr[-500:]}")
+    return python
+
+
+def other_settings() -> dict[str, str]:
+    """The environment variables that keep the other package from the network and from the user's settings."""
+    folder = WORK / "ultralytics"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"YOLO_CONFIG_DIR": str(folder), "YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true"}
+
+
+def other_export() -> Path:
+    """The same architecture as another package exports it at 640x640. Made once.
+
+    Raises:
+        RuntimeError: the package cannot be installed or does not export.
+    """
+    target = WORK / "ultralytics" / "yolov8s.onnx"
+    if target.is_file():
+        return target
+    python, settings = other_python(), other_settings()
     code = "from ultralytics import YOLO; YOLO('yolov8s.yaml').export(format='onnx', imgsz=640, device='cpu')"
     done = subprocess.run(
         [python, "-c", code], cwd=target.parent, env={**os.environ, **settings}, capture_output=True, text=True

@@ -113,6 +113,20 @@ def test_the_command_line_says_it_in_one_line(data: Path, tmp_path: Path, monkey
     assert re.fullmatch(r"error: .* not one of the 10 images has a label.*\n", capsys.readouterr().err)
 
 
+def test_the_command_answers_in_json(data: Path, tmp_path: Path, capsys) -> None:
+    from agssp_zoo.cli import main as zoo
+
+    words = ["--data", str(data), "--out", str(tmp_path / "run"), "--weights", "none", "--size", "64", "--batch", "8"]
+    more = ["--time-limit", "0.001", "--workers", "0", "--threads", "1", "--no-report", "--device", "cpu", "--json"]
+    assert zoo(["finetune", *words, *more]) == 0
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert (
+        answer["finished"] is False and answer["reason"] == "time limit" and answer["folder"] == str(tmp_path / "run")
+    )
+    assert "8 training and 2 validation images" in said.err
+
+
 def test_resuming_with_other_settings_or_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     settings = {**SMALL, "data": str(data), "out": run}

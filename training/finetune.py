@@ -1,12 +1,14 @@
 """``agssp-zoo finetune``: trains a detector on a folder of labelled images.
 
-Also ``python -m agssp_zoo.training.finetune``, and for several processes
-``accelerate launch -m agssp_zoo.training.finetune`` with the same options.
+Also ``python -m agssp_zoo.training.finetune``, and for several processes, with the same options,
+``accelerate launch --multi_gpu --num_processes 2 -m agssp_zoo.training.finetune`` (add ``--device cpu`` for two on the
+CPU: ``accelerate launch --cpu`` starts only one).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -39,17 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains as the options say; 0 when the run finished or was stopped with its state saved."""
-    outcome = finetune(**given_settings(args), resume=args.resume)
-    if is_main():
-        if outcome.finished:
-            text = f"done ({outcome.reason}) after {outcome.epochs} epochs; best map50_95 {outcome.best:.4f} in epoch "
-            text += f"{outcome.best_epoch}: {outcome.folder / 'best'}"
-        else:
-            text = (
-                f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo finetune "
-            )
-            text += f"--out {outcome.folder} --resume"
-        sys.stdout.write(text + "\n")
+    as_json = bool(getattr(args, "json", False))
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        outcome = finetune(**given_settings(args), resume=args.resume)
+    if not is_main():
+        return 0
+    if as_json:
+        from agssp_zoo.commands.options import print_json
+
+        print_json({**vars(outcome), "folder": str(outcome.folder), "model": str(outcome.folder / "best")})
+    elif outcome.finished:
+        sys.stdout.write(
+            f"done ({outcome.reason}) after {outcome.epochs} epochs; best map50_95 {outcome.best:.4f} in epoch "
+            f"{outcome.best_epoch}: {outcome.folder / 'best'}\n"
+        )
+    else:
+        sys.stdout.write(
+            f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo finetune "
+            f"--out {outcome.folder} --resume\n"
+        )
     return 0
 
 

@@ -6,12 +6,18 @@ augmentation is drawn from (seed, e, k), so neither the number of workers nor th
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import functools
 import itertools
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -230,6 +236,9 @@ def collate(samples: Sequence[Drawn]) -> Batch:
 
 def build_loader(samples: TrainingSamples, plan: BatchPlan, workers: int, *, pin: bool = False) -> DataLoader[Batch]:
     """Batches in the plan's order, prepared by ``workers`` processes (0: in line)."""
+    ending = multiprocessing.RawValue(ctypes.c_bool, False)
+    if workers:
+        atexit.register(setattr, ending, "value", True)
     return DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=plan,
@@ -238,11 +247,19 @@ def build_loader(samples: TrainingSamples, plan: BatchPlan, workers: int, *, pin
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=functools.partial(_leave_signals_to_the_trainer, ending) if workers else None,
     )
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """A signal to the whole process group must not kill the workers before the trainer has saved its state."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _leave_signals_to_the_trainer(ending: Any, _: int) -> None:
+    """A signal to the whole process group must not kill a worker before the trainer has saved its state.
+
+    At its own end, though, Python waits for workers that it has sent SIGTERM; ``ending`` is true by then.
+    """
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if ending.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -136,14 +136,14 @@ class Trainer:
         with self.stop.listening():
             try:
                 while at.epoch < self.settings.epochs and not reason:
-                    reason = self._train_epoch() or self._end_epoch() or self.stop.reason()
+                    reason = self.train_epoch() or self._end_epoch() or self.stop.reason()
                 finished = reason == PATIENCE or at.epoch >= self.settings.epochs
             finally:
                 outputs.close(at.history)
         said = reason or "all epochs done"
         return Outcome(Path(self.settings.out), finished, said, at.best, at.best_epoch, at.epoch)
 
-    def _train_epoch(self) -> str:
+    def train_epoch(self) -> str:
         """The rest of an epoch; returns why it was left before its end, if it was."""
         settings, at = self.settings, self.position
         self.network.train()
@@ -269,10 +269,10 @@ class Trainer:
         self.bad_images += new
         allowed = int(self.settings.tolerance * self.images)
         if len(self.bad_images) > allowed:
+            listed = "; ".join(problem.rstrip(".") for problem in self.bad_images[:5])
             raise TrainingError(
                 f"{len(self.bad_images)} images cannot be read, more than the tolerated {allowed} of {self.images}: "
-                f"{'; '.join(self.bad_images[:5])}. Repair or remove them, or raise --tolerance; "
-                f"{self.checkpoint.kept()}."
+                f"{listed}. Repair or remove them, or raise --tolerance; {self.checkpoint.kept()}."
             )
 
     @property
