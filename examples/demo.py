@@ -33,6 +33,20 @@ def draw_surfaces(folder: Path, count: int, seed: int) -> list[Path]:
     return paths
 
 
+def write_sheet(pictures: list[Path], path: Path, columns: int = 6) -> None:
+    """Puts the annotated images side by side into one picture, each 240 pixels square."""
+    from PIL import Image
+
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * 248 - 8, rows * 248 - 8), "white")
+    for place, picture in enumerate(pictures):
+        with Image.open(picture) as image:
+            tile = image.convert("RGB").resize((240, 240), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (place % columns * 248, place // columns * 248))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
 def main() -> int:
     """Runs the demo; returns the exit code."""
     parser = argparse.ArgumentParser(description="Detect defects on drawn steel, or on your own images.")
@@ -40,6 +54,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="your images: a file or a folder (default: drawn surfaces)")
     parser.add_argument("--count", type=int, default=12, help="how many surfaces to draw (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="seed of the drawing (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, help="also put all annotated images into this one picture")
     args = parser.parse_args()
 
     detector = agssp_zoo.load_detector()
@@ -54,16 +69,19 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     images = found = 0
     spent: list[float] = []
+    pictures: list[Path] = []
     for images, detections in enumerate(detector.stream(source), start=1):
         name = Path(detections.path).name if detections.path else f"image_{images}"
         best = ", ".join(f"{detections.names[d.label]} {d.score:.2f}" for d in list(detections)[:3]) or "nothing found"
         print(f"  {name:24s} {len(detections):3d}  {best}")
-        detections.save(args.out / f"{Path(name).stem}.png")
+        pictures.append(detections.save(args.out / f"{Path(name).stem}.png"))
         found += len(detections)
         spent.append(sum(detections.timing.values()))
     if images == 0:
         print("no images there", file=sys.stderr)
         return 1
+    if args.sheet is not None:
+        write_sheet(pictures, args.sheet)
     middle = sorted(spent)[len(spent) // 2]
     print(f"{found} defects in {images} images, {middle:.0f} ms an image (median); look in {args.out}")
     return 0
