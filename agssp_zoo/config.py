@@ -252,8 +252,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 return tuple(_convert(v, args[0], where) for v in value)
             if len(value) == len(args):
                 return tuple(_convert(v, a, where) for v, a in zip(value, args, strict=True))
-        raise ConfigError(f"{where} is {value!r}; it must be a list of {len(args)} values." if args[-1] is not Ellipsis
-                          else f"{where} is {value!r}; it must be a list.")
+        raise ConfigError(
+            f"{where} is {value!r}; it must be a list of {len(args)} values."
+            if args[-1] is not Ellipsis
+            else f"{where} is {value!r}; it must be a list."
+        )
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be an object, not {value!r}.")
