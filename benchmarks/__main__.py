@@ -74,7 +74,8 @@ def _measure(name: str, rounds: int) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, env=single_threaded(), capture_output=True, text=True)
     entry: dict[str, Any] = {"measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "versions": versions()}
     if done.returncode:
-        return {**entry, "figures": [], "failed": done.stderr.strip().splitlines()[-1][:500]}
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        return {**entry, "figures": [], "failed": said[-1][:500]}
     return {**entry, "figures": json.loads(done.stdout.splitlines()[-1])}
 
 
