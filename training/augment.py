@@ -9,12 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .settings import TrainSettings
+
+
+class Light(Protocol):
+    """The settings of photometric changes, as :class:`TrainSettings` explains them."""
+
+    @property
+    def brightness(self) -> float:
+        """Of the factor on all values."""
+
+    @property
+    def contrast(self) -> float:
+        """Of the factor on the distance from the mean."""
+
+    @property
+    def saturation(self) -> float:
+        """Of the factor on the colours' strength."""
+
+    @property
+    def hue(self) -> float:
+        """Of the colours' turn."""
+
 
 MIN_SIDE = 2.0
 """Boxes that are narrower or lower than this after cropping, in pixels, are dropped."""
@@ -133,7 +155,7 @@ def affine(sample: Sample, matrix: NDArray[np.float64], size: int, pad_value: in
 
 
 def change_light(
-    image: NDArray[np.uint8], rng: np.random.Generator, settings: TrainSettings, *, gray: bool
+    image: NDArray[np.uint8], rng: np.random.Generator, settings: Light, *, gray: bool
 ) -> NDArray[np.uint8]:
     """Brightness, contrast and, for coloured images, saturation and hue. ``image``: (H, W, 3) uint8."""
     light = rng.uniform(1 - settings.brightness, 1 + settings.brightness)

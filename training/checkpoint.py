@@ -35,7 +35,7 @@ class Checkpoint:
         folder: the run's folder.
         accelerator: whose main process writes.
         module: the network.
-        average: its averaged weights.
+        average: its averaged weights, if there are any.
         optimizer: its optimizer.
     """
 
@@ -44,7 +44,7 @@ class Checkpoint:
         folder: Path,
         accelerator: Accelerator,
         module: nn.Module,
-        average: AveragedModel[Any],
+        average: AveragedModel[Any] | None,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.folder = folder / STATE_FOLDER
@@ -62,22 +62,25 @@ class Checkpoint:
         if self.accelerator.is_main_process:
             tensors = {
                 **module_tensors(self.module, "model"),
-                **module_tensors(self.average.module, "average"),
+                **(module_tensors(self.average.module, "average") if self.average else {}),
                 **optimizer_tensors(self.optimizer),
                 "rng.torch": torch.get_rng_state(),
             }
             self._check_finite(tensors, position)
             values = {
-                **{k: v for k, v in vars(position).items() if k != "step"},
-                "average_steps": self.average.steps,
+                **{k: v for k, v in position.to_dict().items() if k != "step"},
+                "average_steps": self.average.steps if self.average else 0,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "bad_images": bad_images,
             }
             save_state(self.folder, tensors, values, position.step)
         self.accelerator.wait_for_everyone()
 
-    def restore(self) -> tuple[Position, list[str]]:
+    def restore(self, position: Position | None = None) -> tuple[Position, list[str]]:
         """Goes back to the saved state; to the beginning where there is none.
+
+        Args:
+            position: the beginning; it is filled and returned.
 
         Returns:
             Where the run stands, and the images that could not be read so far.
@@ -85,19 +88,20 @@ class Checkpoint:
         Raises:
             TrainingError: the state is damaged.
         """
-        position = Position()
+        position = position or Position()
         saved = load_state(self.folder)
         if saved is None:
             return position, []
         tensors, values = saved
         restore_module(self.module, tensors, "model")
-        restore_module(self.average.module, tensors, "average")
         restore_optimizer(self.optimizer, tensors)
         torch.set_rng_state(tensors["rng.torch"])
-        self.average.steps = values["average_steps"]
+        if self.average:
+            restore_module(self.average.module, tensors, "average")
+            self.average.steps = values["average_steps"]
         if values["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(values["scaler"])
-        for name in vars(position).keys() & values.keys():
+        for name in position.to_dict().keys() & values.keys():
             setattr(position, name, values[name])
         return position, list(values["bad_images"])
 

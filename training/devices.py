@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from agssp_zoo.errors import TrainingError
-
-from .settings import TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -15,7 +13,27 @@ if TYPE_CHECKING:
 Precision = Literal["no", "bf16", "fp16"]
 
 
-def build_accelerator(settings: TrainSettings) -> Accelerator:
+class Compute(Protocol):
+    """The settings of a run that say where and how it computes."""
+
+    @property
+    def device(self) -> str:
+        """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+
+    @property
+    def precision(self) -> Literal["auto", "no", "bf16", "fp16"]:
+        """Of the network's arithmetic."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the network; 0 for all cores."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that prepare images; -1 where it is left open."""
+
+
+def build_accelerator(settings: Compute) -> Accelerator:
     """Device, precision and processes. ``settings.precision`` has to be settled (:func:`settle_precision`).
 
     Raises:
@@ -67,7 +85,7 @@ def device_kind(device: str) -> str:
     return kind
 
 
-def settle_precision(settings: TrainSettings) -> Precision:
+def settle_precision(settings: Compute) -> Precision:
     """The precision that ``auto`` stands for on this machine; what `accelerate launch` was told comes first."""
     import torch
 
@@ -84,7 +102,7 @@ def settle_precision(settings: TrainSettings) -> Precision:
     return "bf16" if kind == "cpu" and _cpu_has_bf16() else "no"
 
 
-def settle_workers(settings: TrainSettings, device: str) -> int:
+def settle_workers(settings: Compute, device: str) -> int:
     """The number of processes that prepare images for one process of training."""
     if settings.workers >= 0:
         return settings.workers
@@ -92,7 +110,7 @@ def settle_workers(settings: TrainSettings, device: str) -> int:
     return 1 if device == "cpu" else max(1, min(8, _cores() // local_processes() - 1))
 
 
-def settle_threads(settings: TrainSettings) -> int:
+def settle_threads(settings: Compute) -> int:
     """CPU threads of the network in one process."""
     return settings.threads or max(1, _cores() // local_processes())
 

@@ -236,13 +236,29 @@ def collate(samples: Sequence[Drawn]) -> Batch:
 
 def build_loader(samples: TrainingSamples, plan: BatchPlan, workers: int, *, pin: bool = False) -> DataLoader[Batch]:
     """Batches in the plan's order, prepared by ``workers`` processes (0: in line)."""
+    loader: DataLoader[Batch] = load_batches(samples, plan, collate, workers, pin=pin)
+    return loader
+
+
+def load_batches(
+    samples: Dataset[Any], plan: BatchPlan, stack: Callable[[Sequence[Any]], Any], workers: int, *, pin: bool
+) -> DataLoader[Any]:
+    """Batches of any samples, in the plan's order.
+
+    Args:
+        samples: answers the sample of an (epoch, position) pair.
+        plan: the pairs of each batch.
+        stack: makes a batch of samples.
+        workers: processes that prepare them; 0 prepares them in line.
+        pin: whether batches are put into memory that a GPU copies quickly.
+    """
     ending = multiprocessing.RawValue(ctypes.c_bool, False)
     if workers:
         atexit.register(setattr, ending, "value", True)
     return DataLoader(
-        samples,  # type: ignore[arg-type]
+        samples,
         batch_sampler=plan,
-        collate_fn=collate,
+        collate_fn=stack,
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,

@@ -7,8 +7,10 @@ import io
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .state import write_text
@@ -19,16 +21,16 @@ COLUMNS = (
     *("epoch", "step", "loss", "box_loss", "cls_loss", "dfl_loss", "lr", "map50", "map75", "map50_95"),
     *("train_seconds", "data_wait_seconds", "val_seconds"),
 )
-"""Columns of metrics.csv; one row an epoch, empty where nothing was measured."""
+"""Columns of a fine-tuning's metrics.csv; one row an epoch, empty where nothing was measured."""
 
 
-def write_metrics(path: Path, history: Sequence[Row]) -> None:
+def write_metrics(path: Path, history: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Writes metrics.csv whole, so that it always agrees with the state."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in history:
-        writer.writerow({name: _short(row.get(name)) for name in COLUMNS})
+        writer.writerow({name: _short(row.get(name)) for name in columns})
     write_text(path, text.getvalue())
 
 
@@ -96,8 +98,14 @@ class Events:
             self._writer.close()
 
 
-def draw_plots(folder: Path, history: Sequence[Row]) -> None:
-    """Draws loss.png and map.png; nothing without matplotlib or before the first epoch."""
+def draw_plots(folder: Path, history: Sequence[Row], plots: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Draws curves over the epochs; nothing without matplotlib or before the first epoch.
+
+    Args:
+        folder: where they go.
+        history: a row an epoch.
+        plots: file name -> label of the ordinate, and the columns drawn.
+    """
     if not history:
         return
     try:
@@ -105,10 +113,6 @@ def draw_plots(folder: Path, history: Sequence[Row]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    plots = {
-        "loss.png": ("loss", ("loss", "box_loss", "cls_loss", "dfl_loss")),
-        "map.png": ("average precision", ("map50", "map50_95")),
-    }
     for name, (label, columns) in plots.items():
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
@@ -122,6 +126,39 @@ def draw_plots(folder: Path, history: Sequence[Row]) -> None:
         temporary = folder / f".{name}.tmp"
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
         temporary.replace(folder / name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the outputs of a kind of run show.
+
+    Attributes:
+        columns: of metrics.csv.
+        parts: how the losses of a step are called in the step log, in the order of the position's.
+        figures: columns that a saved model's config.json states.
+        plots: see :func:`draw_plots`.
+        line: (row, epochs) -> an epoch in one line.
+    """
+
+    columns: tuple[str, ...]
+    parts: tuple[str, ...]
+    figures: tuple[str, ...]
+    plots: Mapping[str, tuple[str, Sequence[str]]]
+    line: Callable[[Row, int], str]
+
+
+FINETUNING = Layout(
+    columns=COLUMNS,
+    parts=("loss/box", "loss/cls", "loss/dfl"),
+    figures=("map50", "map75", "map50_95"),
+    plots=MappingProxyType(
+        {
+            "loss.png": ("loss", ("loss", "box_loss", "cls_loss", "dfl_loss")),
+            "map.png": ("average precision", ("map50", "map50_95")),
+        }
+    ),
+    line=epoch_line,
+)
 
 
 def _short(value: float | int | None) -> str:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
 from .settings import TrainSettings
 
+
+class OptimizerSettings(Protocol):
+    """The settings that an optimizer is built from."""
+
+    @property
+    def optimizer(self) -> Literal["sgd", "adamw"]:
+        """Which one."""
+
+    def chosen(self, name: str) -> float:
+        """``lr``, ``momentum`` or ``weight_decay``."""
+
+
 WARMUP_MOMENTUM = 0.8
 """Momentum at the first step; it reaches its own value with the end of the warm-up."""
 
 
-def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW. Kernels and matrices decay; biases and normalisation layers do not."""
+def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, nesterov: bool = True) -> torch.optim.Optimizer:
+    """SGD with (Nesterov) momentum or AdamW. Kernels and matrices decay; biases and normalisation layers do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.chosen("weight_decay")},
@@ -24,7 +37,9 @@ def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.O
     lr, momentum = settings.chosen("lr"), settings.chosen("momentum")
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused or None
+        )
     return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused or None)
 
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -19,8 +19,17 @@ from . import logs
 from .data.dataset import Dataset
 from .settings import TrainSettings
 
-FIGURES = ("map50", "map75", "map50_95")
-"""The figures that a saved model's config.json states."""
+
+class OutputSettings(Protocol):
+    """The settings that the outputs depend on."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run."""
+
+    @property
+    def plots(self) -> bool:
+        """Whether curves are drawn."""
 
 
 class Outputs:
@@ -32,16 +41,24 @@ class Outputs:
         settings: of the run.
         config: of the model.
         provenance: what the saved models' config.json says about their origin.
+        layout: what is shown.
     """
 
     def __init__(
-        self, folder: Path, main: bool, settings: TrainSettings, config: ModelConfig, provenance: Mapping[str, Any]
+        self,
+        folder: Path,
+        main: bool,
+        settings: OutputSettings,
+        config: ModelConfig,
+        provenance: Mapping[str, Any],
+        layout: logs.Layout = logs.FINETUNING,
     ) -> None:
         self.folder = folder
         self.main = main
         self.settings = settings
         self.config = config
         self.provenance = dict(provenance)
+        self.layout = layout
         self.progress = logs.Progress(main)
         self._events: logs.Events | None = None
 
@@ -51,7 +68,7 @@ class Outputs:
             return
         for rest in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.old")):
             shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
-        logs.write_metrics(self.folder / "metrics.csv", history)
+        logs.write_metrics(self.folder / "metrics.csv", history, self.layout.columns)
         self._events = logs.Events(self.folder / "events", first_step)
 
     def close(self, history: Sequence[logs.Row] | None) -> None:
@@ -60,12 +77,12 @@ class Outputs:
         if self._events is not None:
             self._events.close()
         if self.main and self.settings.plots and history:
-            logs.draw_plots(self.folder, history)
+            logs.draw_plots(self.folder, history, self.layout.plots)
 
     def log_step(self, parts: Sequence[float], lr: float, step: int) -> None:
-        """Notes the losses (box, class, distance) of a step."""
+        """Notes the losses of a step."""
         if self._events is not None:
-            values = dict(zip(("loss/box", "loss/cls", "loss/dfl"), parts, strict=True))
+            values = dict(zip(self.layout.parts, parts, strict=True))
             self._events.add({**values, "loss/total": sum(parts), "lr": lr}, step)
 
     def end_epoch(self, row: logs.Row, module: nn.Module, *, better: bool) -> None:
@@ -77,18 +94,18 @@ class Outputs:
         for name in ("best", "last") if better else ("last",):
             self._write_model(name, module, row)
         self.progress.clear()
-        sys.stdout.write(logs.epoch_line(row, self.settings.epochs) + "\n")
+        sys.stdout.write(self.layout.line(row, self.settings.epochs) + "\n")
         sys.stdout.flush()
 
     def write_history(self, history: Sequence[logs.Row]) -> None:
         """Brings metrics.csv and, now and then, the plots up to date."""
         if self.main:
-            logs.write_metrics(self.folder / "metrics.csv", history)
+            logs.write_metrics(self.folder / "metrics.csv", history, self.layout.columns)
             if self.settings.plots and len(history) % 10 == 0:
-                logs.draw_plots(self.folder, history)
+                logs.draw_plots(self.folder, history, self.layout.plots)
 
     def _write_model(self, name: str, module: nn.Module, row: logs.Row) -> None:
-        figures = {k: round(float(row[k]), 5) for k in FIGURES if k in row}
+        figures = {k: round(float(row[k]), 5) for k in self.layout.figures if k in row}
         config = self.config.replace(provenance={**self.provenance, "epoch": row["epoch"], "metrics": figures})
         write_folder(
             self.folder / name,

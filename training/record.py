@@ -8,6 +8,7 @@ import json
 import platform
 import shlex
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,6 @@ PACKAGES = ("agssp-zoo", "torch", "torchvision", "accelerate", "numpy", "pillow"
 
 def describe(settings: TrainSettings, train: Dataset, val: Dataset, start: Start) -> dict[str, Any]:
     """The content of the run's config.json."""
-    from importlib.metadata import version
-
     return {
         "settings": settings.to_dict(),
         "class_names": list(train.class_names),
@@ -46,9 +45,18 @@ def describe(settings: TrainSettings, train: Dataset, val: Dataset, start: Start
             "tensors_loaded": start.loaded,
             "tensors_drawn": list(start.left),
         },
+        **circumstances(),
+        "command": command(settings),
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """What a run's record says of the time and the software that it was made with."""
+    from importlib.metadata import version
+
+    return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
-        "command": command(settings),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -79,23 +87,44 @@ def command(settings: TrainSettings, *, published: bool = False) -> str:
         settings: of the run.
         published: name the data by their folder's name, and leave out where the run was written.
     """
-    words = ["agssp-zoo", "finetune"]
+    if not published:
+        return command_line("finetune", settings)
+    return command_line("finetune", settings, {"data": data_name(settings)}, leave_out=("out", "license"))
+
+
+def command_line(
+    name: str, settings: Any, instead: Mapping[str, Any] | None = None, *, leave_out: Sequence[str] = ()
+) -> str:
+    """A command with those of its settings that differ from the defaults.
+
+    Args:
+        name: of the command.
+        settings: a dataclass whose fields are its options.
+        instead: values that are written in the place of others.
+        leave_out: settings that are not written.
+    """
+    words = ["agssp-zoo", name]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value == field.default or (published and field.name in ("out", "license")):
+        if value == field.default or field.name in leave_out:
             continue
-        if published and field.name == "data":
-            value = data_name(settings)
+        value = (instead or {}).get(field.name, value)
         flag = f"--{field.name.replace('_', '-')}"
-        words += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [flag, str(value)]
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
     return shlex.join(words)
 
 
 def data_name(settings: TrainSettings) -> str:
     """The name of the data: of their folder, without the path."""
-    if "://" in settings.data:
-        return settings.data.rstrip("/").rpartition("/")[2]
-    return Path(settings.data).resolve().name
+    return folder_name(settings.data)
+
+
+def folder_name(path: str) -> str:
+    """The last part of a path or URL."""
+    return path.rstrip("/").rpartition("/")[2] if "://" in path else Path(path).resolve().name
 
 
 def fingerprint(train: Dataset, val: Dataset) -> str:

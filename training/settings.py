@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from agssp_zoo.config import from_plain
 from agssp_zoo.errors import TrainingError
 
+SettingsT = TypeVar("SettingsT")
 
-def _setting(default: Any, text: str, *, runtime: bool = False) -> Any:
+
+def setting(default: Any, text: str, *, runtime: bool = False) -> Any:
     """A field with its help text; ``runtime`` settings may change when a run is resumed."""
     return dataclasses.field(default=default, metadata={"help": text, "runtime": runtime})
 
@@ -26,85 +28,85 @@ class TrainSettings:
         TrainingError: a value out of range.
     """
 
-    data: str = _setting("", "folder of labelled images (COCO, YOLO, Pascal VOC, labelme, masks) or of shards")
-    out: str = _setting("runs/train", "folder of this run: settings, metrics, state, last and best model")
-    model: str = _setting("yolov8_n", "architecture, model name, or model folder to start from")
-    weights: Literal["auto", "none"] = _setting("auto", "none: random weights; auto: the model's, where they fit")
-    backbone_weights: str = _setting("", "model folder or name of a backbone whose weights start the detector's")
-    format: str = _setting("auto", "format of the labels; auto recognises it")
-    train_split: str = _setting("train", "split to train on")
-    val_split: str = _setting("val", "split to validate on")
-    val_fraction: float = _setting(
+    data: str = setting("", "folder of labelled images (COCO, YOLO, Pascal VOC, labelme, masks) or of shards")
+    out: str = setting("runs/train", "folder of this run: settings, metrics, state, last and best model")
+    model: str = setting("yolov8_n", "architecture, model name, or model folder to start from")
+    weights: Literal["auto", "none"] = setting("auto", "none: random weights; auto: the model's, where they fit")
+    backbone_weights: str = setting("", "model folder or name of a backbone whose weights start the detector's")
+    format: str = setting("auto", "format of the labels; auto recognises it")
+    train_split: str = setting("train", "split to train on")
+    val_split: str = setting("val", "split to validate on")
+    val_fraction: float = setting(
         0.0, "where the data have no such split: validate on this share of the images, drawn by the seed"
     )
-    tolerance: float = _setting(0.0, "share of the images that may be unreadable before training stops, 0-1")
+    tolerance: float = setting(0.0, "share of the images that may be unreadable before training stops, 0-1")
 
-    size: int = _setting(640, "longer side of the network's input")
-    epochs: int = _setting(100, "passes over the training images")
-    batch: int = _setting(16, "images a step, over all processes")
-    accumulate: int = _setting(1, "steps whose gradients are added up before the weights move")
-    optimizer: Literal["sgd", "adamw"] = _setting(
+    size: int = setting(640, "longer side of the network's input")
+    epochs: int = setting(100, "passes over the training images")
+    batch: int = setting(16, "images a step, over all processes")
+    accumulate: int = setting(1, "steps whose gradients are added up before the weights move")
+    optimizer: Literal["sgd", "adamw"] = setting(
         "adamw",
         "adamw, which learns faster in the few thousand steps that a few hundred images make; sgd with Nesterov "
         "momentum for long runs on many",
     )
-    lr: float | None = _setting(None, "learning rate after warm-up; left out: 0.001 for adamw, 0.01 for sgd")
-    final_lr: float = _setting(0.01, "learning rate of the last step, as a share of --lr")
-    schedule: Literal["cosine", "linear"] = _setting("cosine", "how the learning rate falls")
-    warmup: float = _setting(3.0, "epochs over which the learning rate rises from 0")
-    momentum: float | None = _setting(None, "first beta of adamw (left out: 0.9), momentum of sgd (left out: 0.937)")
-    weight_decay: float | None = _setting(
+    lr: float | None = setting(None, "learning rate after warm-up; left out: 0.001 for adamw, 0.01 for sgd")
+    final_lr: float = setting(0.01, "learning rate of the last step, as a share of --lr")
+    schedule: Literal["cosine", "linear"] = setting("cosine", "how the learning rate falls")
+    warmup: float = setting(3.0, "epochs over which the learning rate rises from 0")
+    momentum: float | None = setting(None, "first beta of adamw (left out: 0.9), momentum of sgd (left out: 0.937)")
+    weight_decay: float | None = setting(
         None, "decay of matrices and kernels; biases and norms have none; left out: 0.02 for adamw, 0.0005 for sgd"
     )
-    clip_norm: float = _setting(10.0, "largest norm of the gradient; 0 does not clip")
-    ema_decay: float = _setting(0.9998, "decay a step of the averaged weights; 0 switches averaging off")
-    ema_ramp: float = _setting(2000.0, "steps over which that decay rises: decay * (1 - exp(-step / ramp))")
-    freeze: int = _setting(0, "backbone stages, from the input on, that keep their weights and statistics")
-    cls_pw: float = _setting(0.0, "class imbalance: boxes of a class count as its frequency to the power -cls_pw, 0-1")
-    box_weight: float = _setting(7.5, "weight of the box loss (CIoU)")
-    cls_weight: float = _setting(0.5, "weight of the class loss (BCE)")
-    dfl_weight: float = _setting(1.5, "weight of the distance loss (DFL)")
-    patience: int = _setting(0, "stop after this many epochs without a better map50_95; 0 never stops early")
-    val_every: int = _setting(1, "validate after every this many epochs, and after the last")
-    seed: int = _setting(0, "seed of weights, order and augmentation")
+    clip_norm: float = setting(10.0, "largest norm of the gradient; 0 does not clip")
+    ema_decay: float = setting(0.9998, "decay a step of the averaged weights; 0 switches averaging off")
+    ema_ramp: float = setting(2000.0, "steps over which that decay rises: decay * (1 - exp(-step / ramp))")
+    freeze: int = setting(0, "backbone stages, from the input on, that keep their weights and statistics")
+    cls_pw: float = setting(0.0, "class imbalance: boxes of a class count as its frequency to the power -cls_pw, 0-1")
+    box_weight: float = setting(7.5, "weight of the box loss (CIoU)")
+    cls_weight: float = setting(0.5, "weight of the class loss (BCE)")
+    dfl_weight: float = setting(1.5, "weight of the distance loss (DFL)")
+    patience: int = setting(0, "stop after this many epochs without a better map50_95; 0 never stops early")
+    val_every: int = setting(1, "validate after every this many epochs, and after the last")
+    seed: int = setting(0, "seed of weights, order and augmentation")
 
-    mosaic: float = _setting(1.0, "probability of composing four images into one")
-    close_mosaic: int = _setting(10, "last epochs without mosaic")
-    degrees: float = _setting(0.0, "largest rotation")
-    translate: float = _setting(0.1, "largest shift, as a share of the size")
-    scale: float = _setting(0.5, "scale is drawn between 1 - scale and 1 + scale")
-    shear: float = _setting(0.0, "largest shear, in degrees")
-    flip_lr: float = _setting(0.5, "probability of mirroring left and right")
-    flip_ud: float = _setting(0.5, "probability of mirroring up and down (a steel surface has no up)")
-    brightness: float = _setting(0.3, "brightness factor is drawn between 1 - brightness and 1 + brightness")
-    contrast: float = _setting(0.3, "contrast factor, likewise")
-    saturation: float = _setting(0.5, "saturation factor, likewise; gray images keep theirs")
-    hue: float = _setting(0.015, "largest shift of the hue, in turns; gray images keep theirs")
+    mosaic: float = setting(1.0, "probability of composing four images into one")
+    close_mosaic: int = setting(10, "last epochs without mosaic")
+    degrees: float = setting(0.0, "largest rotation")
+    translate: float = setting(0.1, "largest shift, as a share of the size")
+    scale: float = setting(0.5, "scale is drawn between 1 - scale and 1 + scale")
+    shear: float = setting(0.0, "largest shear, in degrees")
+    flip_lr: float = setting(0.5, "probability of mirroring left and right")
+    flip_ud: float = setting(0.5, "probability of mirroring up and down (a steel surface has no up)")
+    brightness: float = setting(0.3, "brightness factor is drawn between 1 - brightness and 1 + brightness")
+    contrast: float = setting(0.3, "contrast factor, likewise")
+    saturation: float = setting(0.5, "saturation factor, likewise; gray images keep theirs")
+    hue: float = setting(0.015, "largest shift of the hue, in turns; gray images keep theirs")
 
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps", runtime=True)
-    precision: Literal["auto", "no", "bf16", "fp16"] = _setting(
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", runtime=True)
+    precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "auto",
         "arithmetic of the network: no (float32), bf16 or fp16 (mixed); auto takes bf16 where the processor has it: "
         "most GPUs, and CPUs with AVX512-BF16 or AMX, where a step takes two thirds of the time",
     )
-    threads: int = _setting(0, "CPU threads of the network; 0 takes all cores", runtime=True)
-    workers: int = _setting(
+    threads: int = setting(0, "CPU threads of the network; 0 takes all cores", runtime=True)
+    workers: int = setting(
         -1, "processes that prepare images; 0 prepares them in line; -1: 1 for the CPU, up to 8 a GPU", runtime=True
     )
-    cache_mb: int = _setting(2048, "decoded images are kept in memory up to this many megabytes", runtime=True)
-    save_every: int = _setting(
+    cache_mb: int = setting(2048, "decoded images are kept in memory up to this many megabytes", runtime=True)
+    save_every: int = setting(
         0, "save the state after every this many steps too, not only after an epoch", runtime=True
     )
-    time_limit: float = _setting(
+    time_limit: float = setting(
         0.0, "stop, with the state saved, after this many seconds; 0 has no limit", runtime=True
     )
-    log_every: int = _setting(10, "steps between two entries of the step log (TensorBoard)", runtime=True)
-    plots: bool = _setting(True, "draw loss.png and map.png", runtime=True)
-    report: bool = _setting(
+    log_every: int = setting(10, "steps between two entries of the step log (TensorBoard)", runtime=True)
+    plots: bool = setting(True, "draw loss.png and map.png", runtime=True)
+    report: bool = setting(
         True, "measure the best model at the end and write val/report.html (as agssp-zoo val does)", runtime=True
     )
-    export: bool = _setting(False, "write best/model.onnx at the end (needs the export extra)", runtime=True)
-    license: str = _setting("", "licence of the trained model, for its card (an SPDX identifier)", runtime=True)
+    export: bool = setting(False, "write best/model.onnx at the end (needs the export extra)", runtime=True)
+    license: str = setting("", "licence of the trained model, for its card (an SPDX identifier)", runtime=True)
 
     def __post_init__(self) -> None:
         at_least = {"size": 32, "epochs": 1, "batch": 1, "accumulate": 1, "val_every": 1, "log_every": 1}
@@ -157,17 +159,21 @@ def _check(good: bool, name: str, settings: TrainSettings, rule: str) -> None:
         raise TrainingError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; {rule}.")
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """An option for every setting. Options that were not given are absent from the namespace."""
-    hints = typing.get_type_hints(TrainSettings)
-    for field in dataclasses.fields(TrainSettings):
+def add_setting_arguments(parser: argparse.ArgumentParser, cls: type[Any] = TrainSettings) -> None:
+    """An option for every setting of a class. Options that were not given are absent from the namespace."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
         hint, text = hints[field.name], field.metadata["help"]
-        shown = "" if field.default in ("", None, -1) else f" (default: {field.default})"
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown = "" if default in ("", None, -1) else f" (default: {default})"
         kind: dict[str, Any]
         if hint is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         elif typing.get_origin(hint) is Literal:
             kind = {"choices": typing.get_args(hint)}
+        elif typing.get_origin(hint) is tuple:
+            of = typing.get_args(hint)[0]
+            kind = {"type": of, "nargs": "+", "metavar": of.__name__.upper()}
         else:
             of = float if hint == float | None else hint
             kind = {"type": of, "metavar": of.__name__.upper()}
@@ -175,20 +181,36 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text + shown, **kind)
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given on the command line."""
-    names = {field.name for field in dataclasses.fields(TrainSettings)}
-    return {name: value for name, value in vars(args).items() if name in names}
+def given_settings(args: argparse.Namespace, cls: type[Any] = TrainSettings) -> dict[str, Any]:
+    """The settings of a class that were given on the command line."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items() if name in names
+    }
 
 
 def merge_for_resume(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> TrainSettings:
+    """The settings of a fine-tuning that goes on; see :func:`merge_settings`."""
+    return merge_settings(TrainSettings, stored, given, where, movable=("out", "data"))
+
+
+def merge_settings(
+    cls: type[SettingsT], stored: Mapping[str, Any], given: Mapping[str, Any], where: str, *, movable: Sequence[str]
+) -> SettingsT:
     """The settings of a run that goes on: the stored ones, with those changed that may change.
+
+    Args:
+        cls: class of the settings.
+        stored: as the run's record has them.
+        given: those that were given again.
+        where: the record, for messages.
+        movable: settings that name places, which may have other names now.
 
     Raises:
         TrainingError: a given setting that shapes the result differs from the stored one.
     """
-    before = TrainSettings.from_dict(stored, where)
-    runtime = {f.name for f in dataclasses.fields(TrainSettings) if f.metadata["runtime"]} | {"out", "data"}
+    before = from_plain(cls, stored, where)
+    runtime = {f.name for f in dataclasses.fields(cls) if f.metadata["runtime"]} | set(movable)  # type: ignore[arg-type]
     differing = [
         f"--{name.replace('_', '-')} {value} (was {getattr(before, name)})"
         for name, value in given.items()
@@ -200,4 +222,5 @@ def merge_for_resume(stored: Mapping[str, Any], given: Mapping[str, Any], where:
             f"{where}: the run cannot be resumed with other settings: {', '.join(differing)}; leave them out, or start "
             "a new run with another --out."
         )
-    return dataclasses.replace(before, **{k: v for k, v in given.items() if k in runtime})
+    changed = {k: v for k, v in given.items() if k in runtime}
+    return dataclasses.replace(before, **changed)  # type: ignore[type-var]
