@@ -15,6 +15,7 @@ from .pack import PackSettings, pack
 from .problems import Problem
 from .recognise import FORMATS, Format, read_dataset, recognise
 from .records import Record
+from .unlabelled import read_images, source_of, sources
 
 __all__ = [
     "FORMATS",
@@ -25,6 +26,9 @@ __all__ = [
     "Record",
     "pack",
     "read_dataset",
+    "read_images",
     "recognise",
+    "source_of",
+    "sources",
     "to_coco",
 ]

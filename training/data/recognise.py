@@ -18,12 +18,14 @@ from .masks import read_masks
 from .problems import Problems
 from .shards import INDEX_NAME, is_index, is_url, read_shards
 from .text import read_json, read_text
+from .unlabelled import read_unlabelled
 from .voc import read_voc
 from .yolo import has_yolo_labels, read_yolo
 
-Format = Literal["auto", "coco", "yolo", "voc", "voc0", "labelme", "masks", "shards"]
+Format = Literal["auto", "coco", "yolo", "voc", "voc0", "labelme", "masks", "images", "shards"]
 FORMATS: tuple[str, ...] = get_args(Format)
-"""What ``format`` may be. ``voc0`` is Pascal VOC whose coordinates count from 0 with exclusive ends."""
+"""What ``format`` may be. ``voc0`` is Pascal VOC whose coordinates count from 0 with exclusive ends; ``images`` is every
+image without labels, which is never recognised."""
 
 
 def read_dataset(path: str | os.PathLike[str], *, format: str = "auto", split: str | None = None) -> Dataset:
@@ -88,6 +90,8 @@ def _read_local(path: Path, format: str) -> Dataset:
         return read_labelme(root, rels, problems)
     if format == "masks":
         return read_masks(root, rels, problems)
+    if format == "images":
+        return read_unlabelled(root, rels, problems)
     return read_voc(root, rels, problems, zero_based=format == "voc0")
 
 
