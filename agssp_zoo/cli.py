@@ -30,6 +30,7 @@ COMMANDS = {
     "pack": ("agssp_zoo.training.data.pack_cli", "pack a data set into shards"),
     "val": ("agssp_zoo.training.evaluation.cli", "measure a detector on a data set"),
     "finetune": ("agssp_zoo.training.finetune", "train a detector on your own data"),
+    "prompts": ("agssp_zoo.training.anomaly.prompts_cli", "list and check the descriptions that maps by text use"),
     "draw-surfaces": ("agssp_zoo.training.synthetic.cli", "write a data set of drawn metal surfaces"),
 }
 """Sub-command -> (its module, one line of help)."""

@@ -1,0 +1,313 @@
+"""CLIP models of open_clip: found by name or on disk, read without executing anything, and what they make of texts.
+
+>>> clip = load_clip()                                                      # ViT-B-16-plus-240, laion400m_e32
+>>> clip = load_clip("ViT-L-14-336", "openai")                              # another model and its weights
+>>> clip = load_clip("ViT-B-16-plus-240", "weights/clip.safetensors")       # weights on disk
+>>> clip = load_clip("folder")                                              # open_clip_config.json and weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from agssp_zoo.errors import (
+    AgsspZooError,
+    CheckpointError,
+    HubError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    UnsafeCheckpointError,
+)
+from agssp_zoo.hub import huggingface_hub
+
+from .parallel_paths import ParallelPaths
+
+DEFAULT_MODEL = "ViT-B-16-plus-240"
+DEFAULT_WEIGHTS = "laion400m_e32"
+NO_WEIGHTS = "none"
+"""Newly drawn weights, for tests and for measuring speed."""
+CONFIG_FILE = "open_clip_config.json"
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_TEXT_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A CLIP model, in evaluation mode.
+
+    Attributes:
+        name: the architecture, as open_clip calls it.
+        sha256: of the weights in memory: names, shapes and float32 values.
+        quick_gelu: whether it computes OpenAI's approximation of GELU.
+        paths: the image tower, both paths.
+        size: (height, width) of its input in pixels.
+        mean: of the channels, 0-1, RGB.
+        std: likewise.
+        module: open_clip's module; ``None`` where the texts are done with.
+        tokenizer: texts -> int64 (N, context).
+    """
+
+    name: str
+    sha256: str
+    quick_gelu: bool
+    paths: ParallelPaths
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    module: Any
+    tokenizer: Any
+
+    def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
+        """Squashes an image onto the network's canvas (bicubic) and normalises it.
+
+        Args:
+            image: uint8 (height, width, 3), RGB.
+
+        Returns:
+            float32 (3, S, S).
+        """
+        squashed = Image.fromarray(image).resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
+        values = np.asarray(squashed, np.float32) / np.float32(255)
+        values = (values - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """Embeddings of sentences, float32 (N, D), L2-normalised, on the CPU.
+
+        Raises:
+            InvalidArgumentError: a sentence has more tokens than the model reads.
+        """
+        tokens = self._tokens(sentences)
+        device = next(self.module.parameters()).device
+        with torch.no_grad():
+            parts = [self.module.encode_text(part.to(device)).float().cpu() for part in tokens.split(_TEXT_BATCH)]
+        return F.normalize(torch.cat(parts), dim=-1)
+
+    def _tokens(self, sentences: Sequence[str]) -> Tensor:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        if isinstance(self.tokenizer, SimpleTokenizer):
+            # It cuts silently what is too long; with room for one more token that shows.
+            context = self.tokenizer.context_length
+            for sentence, row in zip(
+                sentences, self.tokenizer(list(sentences), context_length=context + 1), strict=True
+            ):
+                if int(row[context]):
+                    raise InvalidArgumentError(
+                        f"A description is longer than the {context} tokens that {self.name} reads: {sentence!r}; "
+                        "shorten it in the prompt file."
+                    )
+        tokens: Tensor = self.tokenizer(list(sentences))
+        return tokens
+
+
+def load_clip(
+    model: str = DEFAULT_MODEL,
+    weights: str | None = None,
+    *,
+    size: int | None = None,
+    taps: Sequence[int] | None = None,
+    device: str | torch.device = "cpu",
+) -> Clip:
+    """Finds and loads a CLIP model.
+
+    Args:
+        model: a name of open_clip (``open_clip.list_models()``), a folder with ``open_clip_config.json``,
+            ``hf-hub:owner/repo``, or a file with weights of the default model.
+        weights: a tag of open_clip, a file (safetensors, or a checkpoint of torch that holds nothing but tensors), or
+            ``"none"`` for newly drawn ones. Left out: what lies in the folder, ``laion400m_e32`` for the default model.
+        size: side of the input in pixels, if another than the model's; position embeddings are resized.
+        taps: as for :class:`~.parallel_paths.ParallelPaths`.
+        device: where the image tower computes.
+
+    Raises:
+        ModelNotFoundError: no such model, tag or file.
+        InvalidArgumentError: the model is no CLIP vision transformer with a class token (SigLIP, CoCa, ResNets), or
+            size or taps do not fit it.
+        CheckpointError, UnsafeCheckpointError: the weights do not fit, or the file holds more than tensors.
+        HubError: the weights cannot be downloaded.
+        MissingDependencyError: open_clip is not installed.
+    """
+    huggingface_hub()  # which open_clip imports: first its telemetry is switched off
+    try:
+        import open_clip
+    except ImportError:
+        raise MissingDependencyError("Maps by text need open_clip; run `pip install 'agssp-zoo[train]'`.") from None
+    model, weights = _settle(open_clip, model, weights)
+    tag = _tag(open_clip, model, weights)
+    try:
+        with _quietly():
+            module: Any = open_clip.create_model(
+                model,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=bool(tag.get("quick_gelu")),
+                force_image_size=size,
+                force_preprocess_cfg={key: tag[key] for key in ("mean", "std") if key in tag},
+            )
+    except (RuntimeError, ValueError, OSError, AssertionError) as error:
+        what = f", --size {size}" if size else ""
+        raise ModelNotFoundError(f"open_clip cannot build {model}{what}: {error}") from None
+    name = model.removeprefix("local-dir:").rstrip("/").rpartition("/")[2]
+    paths = ParallelPaths(module.visual, taps, name)
+    if size is not None and size % _side(module.visual.patch_size):
+        patch = _side(module.visual.patch_size)
+        raise InvalidArgumentError(f"--size {size}: {name} has patches of {patch} pixels; give a multiple of that.")
+    if weights != NO_WEIGHTS:
+        _load_weights(open_clip, module, name, _find_weights(open_clip, model, weights, tag))
+    with _quietly():
+        tokenizer = open_clip.get_tokenizer(model)
+    about = module.visual.preprocess_cfg
+    module.eval().requires_grad_(False)
+    return Clip(
+        name=name,
+        sha256=_hash_state(module),
+        quick_gelu=any(type(part).__name__ == "QuickGELU" for part in module.modules()),
+        paths=paths.to(device),
+        size=tuple(module.visual.image_size),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        module=module,
+        tokenizer=tokenizer,
+    )
+
+
+def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
+    """The model as open_clip's factory takes it, and which weights: a tag, a path, ``"none"``, or empty for its own."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            raise ModelNotFoundError(f"{model}: the folder holds no {CONFIG_FILE}, so it is no model of open_clip.")
+        return f"local-dir:{path}", weights or ""
+    if path.suffix in _SUFFIXES:
+        if weights:
+            raise InvalidArgumentError(
+                f"--encoder {model} is a file of weights, and --encoder-weights {weights} others; give the "
+                f"architecture's name as --encoder, such as {DEFAULT_MODEL}."
+            )
+        return DEFAULT_MODEL, model
+    if model.startswith("hf-hub:"):
+        return model, weights or ""
+    names = open_clip.list_models()
+    if model not in names:
+        close = difflib.get_close_matches(model, names, 3, 0.4)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ModelNotFoundError(f"open_clip has no model {model!r}, and there is no such folder{hint}")
+    if weights is None and model != DEFAULT_MODEL:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise InvalidArgumentError(
+            f"Which weights of {model}? Give --encoder-weights with a file or a tag of open_clip (it has: {tags})."
+        )
+    return model, DEFAULT_WEIGHTS if weights is None else weights
+
+
+def _tag(open_clip: Any, model: str, weights: str) -> dict[str, Any]:
+    """What open_clip knows about weights of a tag; empty for a file.
+
+    Raises:
+        ModelNotFoundError: no such tag or file.
+    """
+    if weights in ("", NO_WEIGHTS) or Path(weights).expanduser().is_file():
+        return {}
+    known = {} if ":" in model else open_clip.get_pretrained_cfg(model, weights)
+    if not known:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ModelNotFoundError(
+            f"{weights!r} is no file, and no weights of {model} that open_clip knows (it has: {tags})."
+        )
+    return dict(known)
+
+
+def _find_weights(open_clip: Any, model: str, weights: str, tag: dict[str, Any]) -> Path:
+    """The file with the weights; downloads it where open_clip has it and it is not in the cache."""
+    if weights and not tag:
+        return Path(weights).expanduser()
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:"))
+        files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+        files.sort(key=lambda file: (_SUFFIXES.index(file.suffix), not file.name.startswith("open_clip")))
+        if not files:
+            raise ModelNotFoundError(f"{folder}: holds no weights ({', '.join('*' + s for s in _SUFFIXES)}).")
+        return files[0]
+    try:
+        with _quietly():
+            if tag:
+                return Path(open_clip.download_pretrained(tag))
+            return Path(open_clip.pretrained.download_pretrained_from_hf(model.removeprefix("hf-hub:")))
+    except Exception as error:  # whatever the client raises: no network, no access, a full disk
+        raise HubError(
+            f"The weights {weights} of {model} are not on this machine and cannot be downloaded ({error}); bring the "
+            "file here by other means and give it as --encoder-weights FILE."
+        ) from None
+
+
+def _load_weights(open_clip: Any, module: Any, name: str, file: Path) -> None:
+    """Reads weights into a model; of a pickle only tensors and plain containers are made.
+
+    Raises:
+        CheckpointError: they cannot be read or do not fit; UnsafeCheckpointError where the file holds other objects.
+    """
+    if file.suffix not in _SUFFIXES:
+        raise CheckpointError(f"{file}: is no file of weights; give one of {', '.join('*' + s for s in _SUFFIXES)}.")
+    try:
+        with _quietly():
+            open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise UnsafeCheckpointError(
+            f"{file}: holds more than tensors, or is damaged; nothing of it was executed. Give the weights as "
+            "safetensors, or as a checkpoint with nothing but its state_dict."
+        ) from None
+    except AgsspZooError:
+        raise
+    except Exception as error:  # a damaged file can fail in any way
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        detail = " ".join(line.strip() for line in lines[:3])[:400]
+        raise CheckpointError(
+            f"{file}: cannot be read as weights of {name} ({detail}); give the architecture that they belong to as "
+            "--encoder, and a file in open_clip's layout."
+        ) from None
+
+
+def _hash_state(module: Any) -> str:
+    """A sha256 over the weights: names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
+        digest.update(memoryview(values.numpy().reshape(-1)).cast("B"))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """open_clip reports each step to the root logger, and sets it up by that; a library leaves it to the program."""
+    root = logging.getLogger()
+    handlers, disabled = root.handlers[:], root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+
+
+def _side(size: Any) -> int:
+    return int(size[0] if isinstance(size, (tuple, list)) else size)
