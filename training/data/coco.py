@@ -15,7 +15,8 @@ from agssp_zoo.errors import DataError
 
 from .assemble import Box, Pending, assemble
 from .dataset import Dataset
-from .listing import File, Matcher, is_image, list_images, split_name
+from .elsewhere import coco_images
+from .listing import File, Matcher, is_image, split_name
 from .problems import Problems, some
 from .splits import check_class_names
 from .text import json_list_line, read_json
@@ -94,8 +95,8 @@ def read_coco(root: Path, rels: Sequence[str], problems: Problems, *, files: Seq
     files = files or coco_files(root, rels)
     if not files:
         raise DataError(f"{root}: holds no COCO file, a JSON with images, annotations and categories.")
-    images = list_images(root, rels)
     documents = [_open(root, rel) for rel in files]
+    images = coco_images(root, rels, [document.values for document in documents])
     classes = _class_order(documents, problems)
     index = {name: label for label, name in enumerate(classes)}
     taken: dict[str, _Document] = {}

@@ -85,6 +85,15 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
     return named.finish(root, "masks", listed, "mask", problems)
 
 
+def read_mask(root: Path, rel: str) -> NDArray[np.bool_] | None:
+    """Where a mask file of a folder shows a defect of any class, bool (H, W); ``None`` when it cannot be read."""
+    values = _read(root / rel)
+    if values is None:
+        return None
+    chosen = [where for _, where in _classes(values, _class_folder(rel), None)]
+    return np.logical_or.reduce(chosen) if chosen else np.zeros(values.shape, np.bool_)
+
+
 def _class_folder(rel: str) -> str:
     """The folder below the mask folder that is not a split's, if there is one."""
     parts = rel.split("/")[:-1]
