@@ -30,7 +30,11 @@ COMMANDS = {
     "pack": ("agssp_zoo.training.data.pack_cli", "pack a data set into shards"),
     "val": ("agssp_zoo.training.evaluation.cli", "measure a detector on a data set"),
     "finetune": ("agssp_zoo.training.finetune", "train a detector on your own data"),
+    "anomaly-maps": ("agssp_zoo.training.anomaly.maps_cli", "make anomaly maps of unlabelled images"),
     "prompts": ("agssp_zoo.training.anomaly.prompts_cli", "list and check the descriptions that maps by text use"),
+    "pretrain-backbone": ("agssp_zoo.training.pretrain.cli", "pretrain a backbone on unlabelled images"),
+    "pseudo-boxes": ("agssp_zoo.training.anomaly.boxes_cli", "make boxes of anomaly maps"),
+    "anomaly-eval": ("agssp_zoo.training.anomaly.eval_cli", "measure anomaly maps against masks and boxes"),
     "draw-surfaces": ("agssp_zoo.training.synthetic.cli", "write a data set of drawn metal surfaces"),
 }
 """Sub-command -> (its module, one line of help)."""

@@ -157,7 +157,7 @@ def affine(sample: Sample, matrix: NDArray[np.float64], size: int, pad_value: in
 def change_light(
     image: NDArray[np.uint8], rng: np.random.Generator, settings: Light, *, gray: bool
 ) -> NDArray[np.uint8]:
-    """Brightness, contrast and, for coloured images, saturation and hue. ``image``: (H, W, 3) uint8."""
+    """Brightness, contrast and, for coloured images, saturation and hue. ``image``: (H, W, 3 or 1) uint8."""
     light = rng.uniform(1 - settings.brightness, 1 + settings.brightness)
     contrast = rng.uniform(1 - settings.contrast, 1 + settings.contrast)
     saturation = rng.uniform(1 - settings.saturation, 1 + settings.saturation)
@@ -165,7 +165,7 @@ def change_light(
     if settings.brightness or settings.contrast:
         # A table of 256 entries does both at once.
         levels = np.arange(256) * light
-        middle = float(image[::4, ::4, 1].mean()) * light
+        middle = float(image[::4, ::4, image.shape[2] // 2].mean()) * light
         image = ((levels - middle) * contrast + middle).round().clip(0, 255).astype(np.uint8)[image]
     if not gray and (settings.saturation or settings.hue):
         image = _change_color(image, saturation, hue)

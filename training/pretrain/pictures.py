@@ -1,0 +1,109 @@
+"""Pictures of a few images: their anomaly maps, and where the backbone responded before and after the pretraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agssp_zoo.models import Backbone
+
+from .activation import squared_activation
+from .pool import ImageCache, Pool
+from .settings import PretrainSettings
+from .views import Window, crop_image
+
+BEFORE = "activations.npz"
+PICTURE = "activations.png"
+
+
+def choose_images(pool: Pool, count: int) -> list[int]:
+    """Indices of the images to draw: of every data set in turn the one with the highest image score left."""
+    scores = np.array([pool.maps.score(record.key) for record in pool.images])
+    names = np.array(pool.sources)
+    members = [np.flatnonzero(names == name) for name in pool.counts]
+    ranked = [rows[np.argsort(-scores[rows], kind="stable")] for rows in members]
+    return [int(rows[turn]) for turn in range(max(map(len, ranked))) for rows in ranked if turn < len(rows)][:count]
+
+
+class ActivationPictures:
+    """Draws ``activations.png`` of a run: image, anomaly map, activations before and after.
+
+    Args:
+        folder: the run's.
+        pool: images and maps.
+        cache: the decoded images.
+        settings: of the run.
+    """
+
+    def __init__(self, folder: Path, pool: Pool, cache: ImageCache, settings: PretrainSettings) -> None:
+        self.folder = folder
+        self.pool = pool
+        self.settings = settings
+        self.images: list[NDArray[np.uint8]] = []
+        self.keys: list[str] = []
+        for index in choose_images(pool, settings.pictures) if settings.pictures else ():
+            image = crop_image(cache.load(index), Window(), settings.size)
+            self.images.append(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image)
+            self.keys.append(pool.images[index].key)
+
+    def keep_before(self, backbone: Backbone) -> None:
+        """Keeps the activations of the backbone that the run starts from, unless an earlier sitting has."""
+        if not self.images or (self.folder / BEFORE).is_file():
+            return
+        temporary = self.folder / f".{BEFORE}.tmp"
+        maps: dict[str, Any] = dict(self._measure(backbone))
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **maps)
+        temporary.replace(self.folder / BEFORE)
+
+    def draw(self, backbone: Backbone) -> Path | None:
+        """Draws the picture; ``None`` without images or without matplotlib."""
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError:
+            return None
+        if not self.images or not (self.folder / BEFORE).is_file():
+            return None
+        after = self._measure(backbone)
+        with np.load(self.folder / BEFORE) as stored:
+            before = {name: stored[name] for name in stored.files}
+        columns = ["image", "anomaly map", *(f"{name} {when}" for name in after for when in ("before", "after"))]
+        rows = len(self.images)
+        figure = Figure(figsize=(1.7 * len(columns), 1.75 * rows + 0.3), layout="constrained")
+        axes = figure.subplots(rows, len(columns), squeeze=False)
+        for row, (image, key) in enumerate(zip(self.images, self.keys, strict=True)):
+            maps: list[Any] = [self.pool.maps.probability(key)]
+            maps += [source[name][row] for name in after for source in (before, after)]
+            axes[row][0].imshow(image)
+            axes[row][0].set_ylabel(key[-24:], fontsize=6)
+            for axis, values in zip(axes[row][1:], maps, strict=True):
+                axis.imshow(values, cmap="inferno")
+        for axis, title in zip(axes[0], columns, strict=True):
+            axis.set_title(title, fontsize=8)
+        for axis in axes.flat:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        temporary = self.folder / f".{PICTURE}.tmp"
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+        temporary.replace(self.folder / PICTURE)
+        return self.folder / PICTURE
+
+    @torch.no_grad()
+    def _measure(self, backbone: Backbone) -> dict[str, NDArray[np.float32]]:
+        """Squared activations of the tapped stages, each (images, H, W), the backbone running as it will be used."""
+        training, indices = backbone.training, backbone.out_indices
+        backbone.eval()
+        backbone.set_out_indices([number - 1 for number in self.settings.taps])
+        found = []
+        for image in self.images:
+            x = backbone.normalize(torch.from_numpy(image[None]).to(backbone.pixel_mean.device))
+            found.append([squared_activation(feature)[0, 0].cpu().numpy() for feature in backbone(x)])
+        names = [info.name for info in backbone.feature_info]
+        backbone.set_out_indices(indices)
+        backbone.train(training)
+        return {name: np.stack([maps[number] for maps in found]) for number, name in enumerate(names)}
