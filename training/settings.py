@@ -159,10 +159,14 @@ def _check(good: bool, name: str, settings: TrainSettings, rule: str) -> None:
         raise TrainingError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; {rule}.")
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser, cls: type[Any] = TrainSettings) -> None:
+def add_setting_arguments(
+    parser: argparse.ArgumentParser, cls: type[Any] = TrainSettings, *, leave_out: Sequence[str] = ()
+) -> None:
     """An option for every setting of a class. Options that were not given are absent from the namespace."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
+        if field.name in leave_out:
+            continue
         hint, text = hints[field.name], field.metadata["help"]
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         shown = "" if default in ("", None, -1) else f" (default: {default})"

@@ -81,6 +81,10 @@ class AnomalyMethod(abc.ABC):
             images: what :attr:`prepares_on` names; its records say which image an index is.
         """
 
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what was prepared or loaded, e.g. why ``auto`` chose as it did; lines of text."""
+        return ()
+
     def state(self) -> dict[str, Tensor]:
         """What :meth:`prepare` has learnt, as named CPU tensors.
 

@@ -33,6 +33,7 @@ class MapStore:
         settings: method and all that defines the result.
         fingerprint: of the images.
         bounded: the values are probabilities.
+        notes: what the method said about what it chose.
         unreadable: keys of images that could not be read and have no map.
         ranges: for every source the ``"map"`` and ``"score"`` values that stand for 0 and 1.
     """
@@ -46,6 +47,7 @@ class MapStore:
         self.settings: dict[str, Any] = values["settings"]
         self.fingerprint: str = values["fingerprint"]
         self.bounded: bool = values["bounded"]
+        self.notes: tuple[str, ...] = tuple(values["notes"])
         self.unreadable = frozenset(values["unreadable"])
         self.ranges: dict[str, dict[str, list[float]]] = values["ranges"]
         self._files: dict[str, str] = values["files"]

@@ -28,6 +28,7 @@ from .layout import (
     STORE_FILE,
     UNREADABLE,
     VERSION,
+    WAITING,
     Rows,
     describe_images,
     fingerprint,
@@ -192,8 +193,17 @@ class MapWriter:
             for rows in (self._maps, self._scores, self._done):
                 rows.close()
 
-    def finish(self) -> MapStore:
+    def count(self, state: int) -> int:
+        """Number of images in a state: ``WAITING``, ``DONE`` or ``UNREADABLE``."""
+        if self._complete or self.grid is None:
+            return self._values["images"] if state == (DONE if self._complete else WAITING) else 0
+        return int((np.load(self.path / DONE_FILE) == state).sum())
+
+    def finish(self, notes: Sequence[str] = ()) -> MapStore:
         """Completes the store: ranges of every data set, unreadable images left out, then store.json.
+
+        Args:
+            notes: what the method said about what it chose.
 
         Raises:
             TrainingError: images have no map yet, or none could be read.
@@ -201,8 +211,8 @@ class MapWriter:
         if self._complete:
             return MapStore.open(self.path)
         done = np.load(self.path / DONE_FILE) if self.grid is not None else np.zeros(1)
-        if not (done[done != UNREADABLE] == DONE).all():
-            raise TrainingError(f"{self.path}: {int((done == 0).sum())} images have no map yet.")
+        if (done == WAITING).any():
+            raise TrainingError(f"{self.path}: {int((done == WAITING).sum())} images have no map yet.")
         if not (done == DONE).any():
             raise TrainingError(f"{self.path}: not one of the {len(done)} images could be read.")
         with writing(self.path):
@@ -218,6 +228,7 @@ class MapWriter:
             maps, scores = self._without(kept, described, files), scores[kept]
             names = [names[row] for row in kept]
         values = {**self._values, "grid": self.grid, "complete": True, "unreadable": unreadable, "files": files}
+        values["notes"] = list(notes)
         values["ranges"] = ranges_by_source(maps, scores, names)
         write_json(self.path / STORE_FILE, values)
         self.close()

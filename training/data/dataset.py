@@ -29,7 +29,7 @@ class Dataset:
         records: the images, in a stable order (by split and key).
         problems: what was wrong, as found while reading; :meth:`require_clean` judges them.
         path: the folder, file or URL it was read from.
-        format: ``"coco"``, ``"yolo"``, ``"voc"``, ``"labelme"``, ``"masks"`` or ``"shards"``.
+        format: ``"coco"``, ``"yolo"``, ``"voc"``, ``"labelme"``, ``"masks"``, ``"images"`` or ``"shards"``.
     """
 
     class_names: tuple[str, ...]
@@ -59,6 +59,11 @@ class Dataset:
             counts[record.split] = counts.get(record.split, 0) + 1
         usual = {"train": 0, "val": 1, "test": 2}
         return {name: counts[name] for name in sorted(counts, key=lambda name: (usual.get(name, 3), name))}
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it was read, or packed, as images without labels."""
+        return not self.class_names and self.format in ("images", "shards")
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -179,18 +184,19 @@ class Dataset:
             digest.update(record.crowd[order].astype("u1").tobytes() + record.difficult[order].astype("u1").tobytes())
         return digest.hexdigest()
 
-    def require_clean(self, tolerance: float = 0.0) -> Dataset:
+    def require_clean(self, tolerance: float = 0.0, *, labels: bool = True) -> Dataset:
         """Refuses a data set that lost images or labels, instead of going on without them silently.
 
         Args:
             tolerance: accepted number of errors as a share of the number of images, 0-1. Warnings never count.
+            labels: there must be at least one label.
 
         Returns:
             The data set itself.
 
         Raises:
             InvalidArgumentError: tolerance out of range.
-            DataError: more errors than that, no image, or not one label.
+            DataError: more errors than that, no image, or not one label where ``labels`` asks for them.
         """
         if not 0.0 <= tolerance <= 1.0:
             raise InvalidArgumentError(f"require_clean: tolerance is {tolerance}; it must lie in 0-1.")
@@ -205,7 +211,7 @@ class Dataset:
             )
         if not self.records:
             raise DataError(f"{self.path}: holds no images.")
-        if not any(len(record.labels) for record in self.records):
+        if labels and not any(len(record.labels) for record in self.records):
             kind = f" as {self.format}" if self.format else ""
             raise DataError(
                 f"{self.path}: not one of the {len(self.records)} images has a label (read{kind}; splits: "

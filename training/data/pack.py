@@ -85,7 +85,7 @@ def pack(
             else.
     """
     settings = settings or PackSettings()
-    dataset.require_clean(tolerance)
+    dataset.require_clean(tolerance, labels=not dataset.unlabelled)
     folder = Path(out)
     plan = {"fingerprint": dataset.fingerprint(), "settings": asdict(settings), "version": VERSION}
     if not _prepare(folder, plan):

@@ -24,8 +24,8 @@ from .yolo import has_yolo_labels, read_yolo
 
 Format = Literal["auto", "coco", "yolo", "voc", "voc0", "labelme", "masks", "images", "shards"]
 FORMATS: tuple[str, ...] = get_args(Format)
-"""What ``format`` may be. ``voc0`` is Pascal VOC whose coordinates count from 0 with exclusive ends; ``images`` is every
-image without labels, which is never recognised."""
+"""What ``format`` may be. ``voc0`` is Pascal VOC whose coordinates count from 0 with exclusive ends; ``images`` is
+every image without labels, which is never recognised."""
 
 
 def read_dataset(path: str | os.PathLike[str], *, format: str = "auto", split: str | None = None) -> Dataset:

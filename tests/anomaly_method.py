@@ -1,0 +1,82 @@
+"""A method of anomaly maps that costs nothing: how far each cell's gray is from the image's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agssp_zoo.training.anomaly import AnomalyMethod
+from agssp_zoo.training.anomaly.settings import MapSettings
+
+SIZE, GRID = 32, 4
+
+
+class Gray(AnomalyMethod):
+    """Distance of a cell's gray to the mean of the image, plus what was learnt of the pool.
+
+    ``object`` chooses a variant: ``pool`` looks at the pool, ``normal`` at normal images, ``slow`` takes its time,
+    ``nan`` fails on dark images. Images that were looked at and made are noted in the file ``$AGSSP_TEST_LOG``.
+    """
+
+    name = "gray"
+
+    def __init__(self, options: MapSettings) -> None:
+        self.kind = options.object
+        self.learnt = torch.zeros(())
+        if self.kind == "pool":
+            self.prepares_on = "images"
+        if self.kind == "normal":
+            self.prepares_on = "normal"
+
+    def to(self, device: torch.device) -> None:
+        self.learnt = self.learnt.to(device)
+
+    def preprocess(self, image: np.ndarray) -> Tensor:
+        large = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+        return torch.nn.functional.interpolate(large, (SIZE, SIZE), mode="bilinear", antialias=True)[0]
+
+    def settings(self) -> dict[str, Any]:
+        return {"size": SIZE, "kind": self.kind if self.kind != "slow" else ""}
+
+    def prepare(self, loader: Any, images: Any) -> None:
+        note("prepare")
+        batches = list(loader(range(len(images))))
+        assert sum(len(batch) for batch in batches) == len(images)
+        self.learnt = torch.cat(batches).mean()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"learnt": self.learnt}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.learnt = state["learnt"]
+
+    def notes(self) -> tuple[str, ...]:
+        return (f"mean gray {float(self.learnt):.3f}",) if self.kind == "pool" else ()
+
+    def maps(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kind == "slow":
+            time.sleep(0.2)
+        note(f"maps {len(batch)}")
+        cells = torch.nn.functional.adaptive_avg_pool2d(batch.mean(1), GRID)
+        maps = (cells - cells.mean((1, 2), keepdim=True)).abs() + self.learnt
+        if self.kind == "nan":
+            maps[batch.mean((1, 2, 3)) < 20] = torch.nan
+        return maps, maps.amax((1, 2))
+
+
+def note(text: str) -> None:
+    log = os.environ.get("AGSSP_TEST_LOG")
+    if log:
+        with Path(log).open("a") as stream:
+            stream.write(text + "\n")
+
+
+def build(options: MapSettings) -> Gray:
+    return Gray(options)

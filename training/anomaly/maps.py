@@ -1,0 +1,258 @@
+"""Making the anomaly maps of a pool: by one method or several, in one process or several, once and for all.
+
+Several processes, started by ``accelerate launch``, do not talk to each other: the first one prepares the method and
+makes the store, the others wait until they see its files, each one then makes the maps of its own blocks of rows, and
+the first one finishes the store when every row is there. So a process may take hours longer than another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agssp_zoo.errors import InvalidArgumentError, MissingDependencyError, TrainingError
+
+from ..data.dataset import Dataset
+from ..data.progress import progress
+from ..data.unlabelled import read_images, sources
+from ..devices import build_accelerator, is_main, settle_precision, settle_threads, settle_workers
+from .combine import combine
+from .layout import UNREADABLE, WAITING, describe_images, fingerprint, read_store_file, writing
+from .methods import build_method, method_names
+from .normal import normal_images, normal_settings
+from .reading import Tolerance, gray_input, make_loader, read_batches
+from .settings import MapSettings
+from .store import MapStore
+from .writer import MapWriter
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from .method import AnomalyMethod
+
+STATE_FILE = "method.safetensors"
+"""What a method has learnt of the pool, in the store's folder."""
+
+_WAIT = 0.2
+"""Seconds between two looks for a file of the first process."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How making maps ended.
+
+    Attributes:
+        store: the finished store; ``None`` in processes other than the first.
+        images: what it was made of.
+        made: number of maps that this process has made now.
+        seconds: that it took to make them, without preparing.
+        notes: what the methods say about what they chose.
+    """
+
+    store: MapStore | None
+    images: Dataset
+    made: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def make_maps(settings: MapSettings) -> Outcome:
+    """Makes the maps of a pool, or goes on where a killed run stopped.
+
+    Args:
+        settings: what of, and how.
+
+    Returns:
+        The store in ``settings.out``, and how it came about.
+
+    Raises:
+        InvalidArgumentError: a setting is wrong.
+        DataError: images or normal images cannot be read.
+        TrainingError: the folder holds other maps, more images are unreadable than tolerated, or disk or memory ends.
+        MissingDependencyError: the ``train`` extra is not installed.
+    """
+    names = method_names(settings.method)
+    try:
+        import accelerate  # noqa: F401
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(f"Anomaly maps need {error.name}; pip install 'agssp-zoo[train]'.") from None
+    settings = dataclasses.replace(settings, precision=settle_precision(settings))
+    images = read_pool(settings)
+    out = Path(settings.out)
+    _refuse_place(out, settings)
+    accelerator = build_accelerator(settings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settle_threads(settings))
+    try:
+        if len(names) == 1:
+            return _Part(names[0], out, images, settings, accelerator).run()
+        outcomes = [_Part(n, out / "parts" / n, images, settings, accelerator).run() for n in names]
+        stores = [outcome.store for outcome in outcomes if outcome.store is not None]
+        store = combine(stores, out, images) if is_main() else None
+    finally:
+        torch.set_num_threads(before)
+    made, seconds = sum(o.made for o in outcomes), sum(o.seconds for o in outcomes)
+    return Outcome(store, images, made, seconds, tuple(note for o in outcomes for note in o.notes))
+
+
+def read_pool(settings: MapSettings) -> Dataset:
+    """The images that get maps.
+
+    Raises:
+        InvalidArgumentError: no folder was given.
+        DataError: they cannot be read, or more of them are unreadable than tolerated.
+    """
+    if not settings.data:
+        raise InvalidArgumentError("Give the folder of the images.")
+    images = read_images(settings.data, split=settings.split, format=settings.format, exclude=settings.exclude or None)
+    return images.require_clean(settings.tolerance, labels=False)
+
+
+def _refuse_place(out: Path, settings: MapSettings) -> None:
+    """A store among the images would be read as images (its pictures) when they are read again."""
+    for path in settings.data:
+        folder = Path(path).absolute()
+        if folder.is_dir() and out.absolute().is_relative_to(folder):
+            raise InvalidArgumentError(f"--out {out} lies in the folder of the images, {path}; give another.")
+
+
+class _Part:
+    """One method's store."""
+
+    def __init__(self, name: str, out: Path, images: Dataset, settings: MapSettings, accelerator: Accelerator) -> None:
+        self.name, self.out, self.images, self.settings = name, out, images, settings
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.workers = settle_workers(settings, self.device.type)
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+
+    def run(self) -> Outcome:
+        """Makes what is missing, and in the first process finishes the store."""
+        method = build_method(self.name, self.settings)
+        described: dict[str, Any] = {"method": self.name, **method.settings()}
+        if self.settings.precision != "no":
+            described["precision"] = self.settings.precision
+        looked_at = self.images
+        if method.prepares_on == "normal":
+            looked_at = normal_images(self.settings, self.name)
+            described["normal"] = normal_settings(looked_at, self.images)
+        names = sources(self.images, one=self.settings.sources == "one")
+
+        def join() -> MapWriter:
+            return MapWriter(self.out, self.images, described, method.bounded, sources=names)
+
+        writer = join() if self.rank == 0 else None
+        if writer is not None and not len(writer.todo):
+            store = writer.finish()
+            return Outcome(store, self.images, 0, 0.0, store.notes)
+        method.to(self.device)
+        if method.prepares_on != "nothing":
+            self._prepare(method, looked_at, described)
+        if writer is None:
+            _wait_for(lambda: read_store_file(self.out) is not None)
+            writer = join()
+        elif writer.grid is None:
+            maps, _ = self._maps(method, gray_input(method.preprocess)[None])
+            writer.create((maps.shape[1], maps.shape[2]))
+        made, seconds = self._make(method, writer)
+        if self.rank != 0:
+            writer.close()
+            return Outcome(None, self.images, made, seconds, method.notes())
+        _wait_for(lambda: writer.count(WAITING) == 0)
+        lost = writer.count(UNREADABLE)
+        if lost > self.settings.tolerance * len(self.images):  # of all processes together
+            raise TrainingError(
+                f"{lost} of {len(self.images)} images cannot be read, more than --tolerance {self.settings.tolerance:g}"
+                "; restore them, or give a higher --tolerance to go on without them."
+            )
+        return Outcome(writer.finish(method.notes()), self.images, made, seconds, method.notes())
+
+    def _prepare(self, method: AnomalyMethod, images: Dataset, described: dict[str, Any]) -> None:
+        """Lets the method look at the pool, or takes what it learnt in an earlier run or in the first process."""
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        file = self.out / STATE_FILE
+        of = [described, fingerprint(describe_images(self.images, sources(self.images)))]
+        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+        if self.rank != 0:
+            _wait_for(lambda: _digest_of(file) == digest)
+        if _digest_of(file) == digest:
+            method.load_state(load_file(file))
+            return
+        tolerance = Tolerance(images, self.settings.tolerance)
+        with torch.no_grad(), self.accelerator.autocast():
+            method.prepare(make_loader(images, method.preprocess, self.settings.batch, self.workers, tolerance), images)
+        state = {name: value.detach().cpu().contiguous() for name, value in method.state().items()}
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        with writing(file):
+            self.out.mkdir(parents=True, exist_ok=True)
+            save_file(state, temporary, {"digest": digest})
+            temporary.replace(file)
+
+    def _make(self, method: AnomalyMethod, writer: MapWriter) -> tuple[int, float]:
+        """Makes the maps of this process's blocks; their number, and the seconds that it took."""
+        size = self.settings.batch
+        blocks: dict[int, list[int]] = {}
+        for row in writer.todo.tolist():
+            if row // size % self.processes == self.rank:
+                blocks.setdefault(row // size, []).append(row)
+        total = sum(map(len, blocks.values()))
+        tolerance = Tolerance(self.images, self.settings.tolerance)
+
+        def work() -> Iterator[int]:
+            pin = self.device.type == "cuda"
+            for read in read_batches(self.images, blocks.values(), method.preprocess, self.workers, pin=pin):
+                tolerance.check(read)
+                if read.unreadable:
+                    writer.mark_unreadable(list(read.unreadable))
+                if read.inputs is not None:
+                    maps, scores = self._maps(method, read.inputs)
+                    writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
+                yield from read.indices
+
+        start = time.monotonic()
+        shown = progress(work(), total, f"anomaly maps ({self.name})") if self.rank == 0 else work()
+        made = sum(1 for _ in shown)
+        return made, time.monotonic() - start
+
+    def _maps(self, method: AnomalyMethod, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        import torch
+
+        try:
+            with torch.inference_mode(), self.accelerator.autocast():
+                return method.maps(inputs.to(self.device, non_blocking=True))
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"The GPU's memory is too small for --batch {self.settings.batch}; run the same command with a smaller "
+                "one: it goes on where it stopped."
+            ) from None
+
+
+def _digest_of(file: Path) -> str:
+    """What a file of learnt tensors belongs to; empty where there is none."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return ""
+    try:
+        with safe_open(file, "pt") as opened:
+            return str((opened.metadata() or {}).get("digest", ""))
+    except Exception as error:  # safetensors has errors of its own
+        raise TrainingError(f"{file}: is damaged ({error}); remove it and run the same command again.") from None
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    """Waits for what another process does; when that fails, whoever started the processes ends this one too."""
+    while not condition():
+        time.sleep(_WAIT)

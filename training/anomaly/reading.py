@@ -1,0 +1,147 @@
+"""Images in, batches of the network's input out: read ahead by threads, in memory that does not grow with the pool."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agssp_zoo.errors import AgsspZooError, TrainingError
+
+from ..data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Preprocess = Callable[[NDArray[np.uint8]], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A batch of images that could be read, and those that could not.
+
+    Attributes:
+        indices: of the images in ``inputs``.
+        inputs: float32 (B, 3, S, S); ``None`` where none could be read.
+        unreadable: index -> why not.
+    """
+
+    indices: tuple[int, ...]
+    inputs: Tensor | None
+    unreadable: dict[int, str]
+
+
+def read_batches(
+    images: Dataset, batches: Iterable[Sequence[int]], preprocess: Preprocess, workers: int, *, pin: bool = False
+) -> Iterator[Read]:
+    """Reads batches of images, the next two while the one before is worked on.
+
+    Args:
+        images: the pool.
+        batches: indices of the images of each batch.
+        preprocess: makes the network's input of an image; runs in several threads.
+        workers: threads that read; 0 reads in line.
+        pin: put batches into page-locked memory, from where a GPU takes them faster.
+
+    Yields:
+        the batches, in order.
+    """
+
+    def one(index: int) -> Tensor | str:
+        try:
+            return preprocess(images[index].load_image())
+        except (AgsspZooError, OSError) as error:
+            return str(error)
+
+    if workers == 0:
+        for batch in batches:
+            yield _collate(batch, [one(index) for index in batch], pin)
+        return
+    ahead: deque[tuple[Sequence[int], list[Future[Tensor | str]]]] = deque()
+    with ThreadPoolExecutor(workers, "agssp-zoo-images") as pool:
+        try:
+            for batch in batches:
+                ahead.append((batch, [pool.submit(one, index) for index in batch]))
+                if len(ahead) > 2:
+                    first, futures = ahead.popleft()
+                    yield _collate(first, [future.result() for future in futures], pin)
+            while ahead:
+                first, futures = ahead.popleft()
+                yield _collate(first, [future.result() for future in futures], pin)
+        finally:
+            for _, futures in ahead:
+                for future in futures:
+                    future.cancel()
+
+
+def _collate(batch: Sequence[int], results: Sequence[Tensor | str], pin: bool) -> Read:
+    import torch
+
+    unreadable = {index: result for index, result in zip(batch, results, strict=True) if isinstance(result, str)}
+    indices = tuple(index for index in batch if index not in unreadable)
+    tensors = [result for result in results if not isinstance(result, str)]
+    inputs = torch.stack(tensors) if tensors else None
+    return Read(indices, inputs.pin_memory() if pin and inputs is not None else inputs, unreadable)
+
+
+class Tolerance:
+    """Counts the images of a pool that cannot be read.
+
+    Args:
+        images: the pool.
+        share: how many of them may be unreadable, 0-1.
+    """
+
+    def __init__(self, images: Dataset, share: float) -> None:
+        self.images = images
+        self.share = share
+        self._found: set[int] = set()
+
+    def check(self, read: Read) -> None:
+        """Notes the unreadable images of a batch.
+
+        Raises:
+            TrainingError: there are more than tolerated.
+        """
+        self._found.update(read.unreadable)
+        if len(self._found) > self.share * len(self.images):
+            index, why = next(iter(read.unreadable.items()))
+            what = "an image" if len(self._found) == 1 else f"{len(self._found)} images"
+            raise TrainingError(
+                f"{what} of {len(self.images)} cannot be read, more than --tolerance {self.share:g}: "
+                f"{self.images[index].key!r}: {why} Restore it, or give a higher --tolerance to go on without it."
+            )
+
+
+def gray_input(preprocess: Preprocess) -> Tensor:
+    """The network's input (3, S, S) for an even gray image, from which the size of all inputs is known."""
+    return preprocess(np.full((64, 64, 3), 128, np.uint8))
+
+
+def make_loader(
+    images: Dataset, preprocess: Preprocess, batch: int, workers: int, tolerance: Tolerance
+) -> Callable[[Sequence[int]], Iterator[Tensor]]:
+    """What :meth:`.method.AnomalyMethod.prepare` reads images with; an unreadable image comes as zeros."""
+    import torch
+
+    shape = tuple(gray_input(preprocess).shape)
+
+    def load(indices: Sequence[int]) -> Iterator[Tensor]:
+        batches = [[int(index) for index in indices[at : at + batch]] for at in range(0, len(indices), batch)]
+        for wanted, read in zip(batches, read_batches(images, batches, preprocess, workers), strict=True):
+            tolerance.check(read)
+            if read.inputs is not None and not read.unreadable:
+                yield read.inputs
+                continue
+            inputs = torch.zeros((len(wanted), *shape))
+            rows = [row for row, index in enumerate(wanted) if index not in read.unreadable]
+            if read.inputs is not None:
+                inputs[rows] = read.inputs
+            yield inputs
+
+    return load
