@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from agssp_zoo.errors import DataError
 
 from ..data.recognise import FORMATS
+
+if TYPE_CHECKING:
+    from ..data.dataset import Dataset
+    from .store import MapStore
 
 _WRITTEN = ("coco", "yolo")
 
@@ -58,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = BoxSettings(quantile=args.quantile, margin=args.margin, most=args.most, iou=args.iou)
     store = MapStore.open(args.maps)
-    images = pool_of(store, args.data, format=args.format)
+    images = find_images(store, args.data or (), format=args.format)
     boxes = pseudo_boxes(store, images, settings)
     out = Path(args.out) if args.out else store.path
     written = []
@@ -81,32 +89,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def pool_of(store: Any, paths: list[str] | None, *, format: str = "auto") -> Any:
-    """The images of a store: those below some paths, or below those that the maps were made of.
+def find_images(store: MapStore, paths: Sequence[str] = (), *, format: str = "auto") -> Dataset:
+    """The images of a store: those below some paths, else those that its maps were made of, where they were then.
 
     Raises:
-        DataError: they are not there, or none of them has a map.
-        InvalidArgumentError: the store does not say where they are, and no path was given.
+        DataError: none of them has a map, or they are no longer there.
     """
-    from dataclasses import replace
-
-    from agssp_zoo.errors import DataError, InvalidArgumentError
-
+    from ..data.dataset import Dataset
     from ..data.problems import some
+    from ..data.records import Record, empty_labels
+    from ..data.text import read_json
     from ..data.unlabelled import read_images
+    from .layout import read_store_file
 
-    paths = paths or store.settings.get("data")
-    if not paths:
-        raise InvalidArgumentError(f"{store.path} does not say where its images are; give them with --data.")
-    images = read_images(paths, format=format)
-    held = tuple(record for record in images if record.key in store)
-    if not held:
-        keys = some([record.key for record in images])
+    if paths:
+        images = read_images(paths, format=format)
+        held = tuple(record for record in images if record.key in store)
+        if held:
+            return replace(images, records=held)
         raise DataError(
-            f"{store.path}: has no maps of these {len(images)} images ({keys}); its keys are like "
-            f"{some(list(store.keys))}. Give --data as it was given to anomaly-maps."
+            f"{store.path}: has no maps of these {len(images)} images ({some([r.key for r in images])}); its keys are "
+            f"like {some(list(store.keys))}. Give --data as it was given to anomaly-maps."
         )
-    return replace(images, records=held)
+    described = read_json(store.path / (read_store_file(store.path) or {})["files"]["keys"])
+    rows = list(zip(described["keys"], described["paths"], described["sizes"], strict=True))
+    gone = [path or f"{key} (in shards)" for key, path, _ in rows if not path or not Path(path).is_file()]
+    if gone:
+        raise DataError(
+            f"{store.path}: {len(gone)} of its {len(rows)} images are not where they were ({some(gone)}); say with "
+            "--data where they are."
+        )
+    records = [Record(key, path, "train", *size, *empty_labels()) for key, path, size in rows]
+    return Dataset((), tuple(records), (), "", "images")
 
 
 def to_text(entry: dict[str, Any]) -> str:

@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="the labelled images; masks are found beside them")
     parser.add_argument("--format", default="auto", choices=FORMATS, help="format of the labels (default: auto)")
     parser.add_argument("--split", default="all", help="which images (default: all that there are maps of)")
-    parser.add_argument(
-        "--exclude", metavar="FILE", help="names of images to leave out, one a line, such as those given as normal"
-    )
+    parser.add_argument("--exclude", metavar="FILE", help="names of images to leave out, one a line")
     parser.add_argument(
         "--quantile", type=float, metavar="Q", help="pseudo-boxes above this quantile of each image's own map"
     )
@@ -79,6 +77,8 @@ def to_text(figures: dict[str, Any]) -> str:
         f"{figures['images']} images with maps, {figures['left_out']} without; {figures['with_mask']} masks, "
         f"{figures['normal']} images free of defects"
     ]
+    if figures["given_as_normal"]:
+        lines.append(f"{figures['given_as_normal']} images that the method was given as normal are left out")
     for title, keys in _ROWS:
         known = [
             f"{key.removeprefix(title[:-1] + '_').removeprefix('box_')} {figures[key]:.4f}"

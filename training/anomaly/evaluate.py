@@ -11,7 +11,7 @@ Image figures need images of both kinds; where every image is defective (NEU-DET
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,14 @@ def evaluate_maps(store: MapStore, dataset: Dataset, *, boxes: BoxSettings | Non
 
     Args:
         store: the maps; may hold other images, too.
-        dataset: labelled images; those that the store has no map of are left out, and counted.
+        dataset: labelled images; those that the store has no map of are left out and counted, and so are those that
+            were given to the method as normal images.
         boxes: how pseudo-boxes are made.
 
     Returns:
-        ``images``, ``left_out``, ``with_mask``, ``normal``, and, where they can be told: ``pixel_auroc``,
-        ``pixel_ap``, ``pixel_f1`` and ``aupro`` over ``pixel_images`` with ``regions`` connected defects;
-        ``image_auroc``, ``image_ap`` and ``image_f1``; ``box_recall_10``, ``_30`` and ``_50`` (the share of
+        ``images``, ``left_out``, ``given_as_normal``, ``with_mask``, ``normal``, and, where they can be told:
+        ``pixel_auroc``, ``pixel_ap``, ``pixel_f1`` and ``aupro`` over ``pixel_images`` with ``regions`` connected
+        defects; ``image_auroc``, ``image_ap`` and ``image_f1``; ``box_recall_10``, ``_30`` and ``_50`` (the share of
         ``true_boxes`` that a pseudo-box overlaps by that IoU), ``box_mean_iou`` (the mean over true boxes of the best
         IoU), ``box_precision_10`` (the share of pseudo-boxes that overlap a true box by an IoU of 0.1) and
         ``boxes_per_image``.
@@ -62,8 +63,10 @@ def evaluate_maps(store: MapStore, dataset: Dataset, *, boxes: BoxSettings | Non
         MissingDependencyError: scipy is not installed.
     """
     records = [replace(record, key=_stored_key(store, dataset, record)) for record in dataset]
-    masks = _rekeyed(Masks.find(dataset), dataset.records, records)
-    held = [record for record in records if record.key in store]
+    masks = Masks.find(replace(dataset, records=tuple(records)))
+    given = _given_as_normal(store.settings)
+    seen = [record for record in records if record.key in store]
+    held = [record for record in seen if record.key not in given]
     if not held:
         keys = some([record.key for record in dataset])
         raise DataError(
@@ -78,18 +81,20 @@ def evaluate_maps(store: MapStore, dataset: Dataset, *, boxes: BoxSettings | Non
         chosen = tuple(record for record, source in zip(held, names, strict=True) if source == name)
         parts[name] = _evaluate(store, replace(found, records=chosen), masks, boxes or BoxSettings())
     result = next(iter(parts.values())) if len(parts) == 1 else {**_mean(list(parts.values())), "sources": parts}
-    return {"images": len(held), "left_out": len(dataset) - len(held), **result}
+    return {"left_out": len(dataset) - len(seen), "given_as_normal": len(seen) - len(held), **result}
+
+
+def _given_as_normal(settings: Mapping[str, Any]) -> set[str]:
+    """Keys of the images that a method was told to be normal; their own maps flatter it."""
+    normal = settings.get("normal")
+    keys = set(normal.get("in_pool", ())) if isinstance(normal, dict) else set()
+    return keys.union(*(_given_as_normal(part) for part in settings.get("parts", ())))
 
 
 def _stored_key(store: MapStore, dataset: Dataset, record: Record) -> str:
     """The key under which a store has an image: in a pool of several folders, keys begin with the folder's name."""
     pooled = f"{Path(dataset.path).name}/{record.key}"
     return pooled if record.key not in store and pooled in store else record.key
-
-
-def _rekeyed(masks: Masks, old: Sequence[Record], new: Sequence[Record]) -> Masks:
-    names = {before.key: after.key for before, after in zip(old, new, strict=True)}
-    return replace(masks, files={names[key]: files for key, files in masks.files.items() if key in names})
 
 
 def _evaluate(store: MapStore, images: Dataset, masks: Masks, settings: BoxSettings) -> dict[str, Any]:

@@ -126,7 +126,8 @@ class Rows:
 def describe_images(images: Dataset, sources: list[str]) -> dict[str, Any]:
     """The content of keys.json: for every image its key, size in pixels, bytes of its file and data set.
 
-    Bytes are null for images in shards, since packing may encode them anew.
+    Bytes are null, and paths empty, for images in shards, since packing may encode them anew. Paths say where the
+    images were; readers do not rely on them.
     """
     names = sorted(set(sources))
     place = {name: number for number, name in enumerate(names)}
@@ -134,6 +135,7 @@ def describe_images(images: Dataset, sources: list[str]) -> dict[str, Any]:
         "keys": [record.key for record in images],
         "sizes": [[record.width, record.height] for record in images],
         "bytes": [file_bytes(record) for record in images],
+        "paths": [record.path if record.offset < 0 else "" for record in images],
         "source_names": names,
         "sources": [place[name] for name in sources],
     }

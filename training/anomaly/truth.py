@@ -24,33 +24,31 @@ class Masks:
     """The mask files of a data set.
 
     Attributes:
-        root: its folder.
-        files: the mask files of an image, relative to the folder, by the image's key.
+        files: the masks of an image, each as its data set's folder and the path below, by the image's key.
     """
 
-    root: Path
-    files: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, tuple[tuple[Path, str], ...]]
 
     @classmethod
     def find(cls, dataset: Dataset) -> Masks:
-        """The masks of a folder, found as the data reader finds them (see :mod:`agssp_zoo.training.data.masks`).
+        """The masks of one or several folders, found as the data reader finds them (:mod:`..data.masks`).
 
-        A data set that was not read from a folder (shards, several folders) has none.
+        A data set that was not read from folders (shards) has none.
         """
-        root = Path(dataset.path)
-        if not dataset.path or not root.is_dir():
-            return cls(root, {})
-        rels = walk(root)
-        masks = [rel for rel in rels if is_image(rel) and in_folder(rel, MASK_FOLDERS)]
-        if not masks:
-            return cls(root, {})
-        matcher = Matcher(list_images(root, rels))
-        found: dict[str, tuple[str, ...]] = {}
-        for rel in masks:
-            image = matcher.match(rel, mask=True)
-            if image is not None:
-                found[image.key] = (*found.get(image.key, ()), rel)
-        return cls(root, found)
+        paths = [dataset.path] if Path(dataset.path).is_dir() else dataset.path.split(", ")
+        keys = {record.path: record.key for record in dataset}
+        known = set(keys.values())
+        found: dict[str, tuple[tuple[Path, str], ...]] = {}
+        for root in [Path(path) for path in paths if path and Path(path).is_dir()]:
+            rels = walk(root)
+            masks = [rel for rel in rels if is_image(rel) and in_folder(rel, MASK_FOLDERS)]
+            matcher = Matcher(list_images(root, rels)) if masks else None
+            for rel in masks:
+                image = matcher.match(rel, mask=True) if matcher else None
+                key = "" if image is None else keys.get(image.path, image.key)
+                if key in known:
+                    found[key] = (*found.get(key, ()), (root, rel))
+        return cls(found)
 
     def __contains__(self, key: object) -> bool:
         return key in self.files
@@ -65,13 +63,13 @@ class Masks:
             DataError: a mask cannot be read, or is of another size than its image.
         """
         joined: Mask | None = None
-        for rel in self.files.get(record.key, ()):
-            mask = read_mask(self.root, rel)
+        for root, rel in self.files.get(record.key, ()):
+            mask = read_mask(root, rel)
             if mask is None:
-                raise DataError(f"{self.root / rel}: is not a readable mask; correct or remove it.")
+                raise DataError(f"{root / rel}: is not a readable mask; correct or remove it.")
             if mask.shape != (record.height, record.width):
                 raise DataError(
-                    f"{self.root / rel}: has {mask.shape[1]}x{mask.shape[0]} pixels, its image {record.key!r} "
+                    f"{root / rel}: has {mask.shape[1]}x{mask.shape[0]} pixels, its image {record.key!r} "
                     f"{record.width}x{record.height}; correct or remove it."
                 )
             joined = mask if joined is None else joined | mask
