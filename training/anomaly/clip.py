@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from PIL import Image
 from torch import Tensor
 
 from agssp_zoo.errors import (
-    AgsspZooError,
     CheckpointError,
     HubError,
     InvalidArgumentError,
@@ -37,6 +37,7 @@ from agssp_zoo.errors import (
 )
 from agssp_zoo.hub import huggingface_hub
 
+from ..data.progress import progress
 from .parallel_paths import ParallelPaths
 
 DEFAULT_MODEL = "ViT-B-16-plus-240"
@@ -97,8 +98,12 @@ class Clip:
         """
         tokens = self._tokens(sentences)
         device = next(self.module.parameters()).device
+        batches = tokens.split(_TEXT_BATCH)
         with torch.no_grad():
-            parts = [self.module.encode_text(part.to(device)).float().cpu() for part in tokens.split(_TEXT_BATCH)]
+            parts = [
+                self.module.encode_text(part.to(device)).float().cpu()
+                for part in progress(batches, len(batches), "descriptions")
+            ]
         return F.normalize(torch.cat(parts), dim=-1)
 
     def _tokens(self, sentences: Sequence[str]) -> Tensor:
@@ -163,7 +168,7 @@ def load_clip(
                 force_image_size=size,
                 force_preprocess_cfg={key: tag[key] for key in ("mean", "std") if key in tag},
             )
-    except (RuntimeError, ValueError, OSError, AssertionError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, AssertionError) as error:
         what = f", --size {size}" if size else ""
         raise ModelNotFoundError(f"open_clip cannot build {model}{what}: {error}") from None
     name = model.removeprefix("local-dir:").rstrip("/").rpartition("/")[2]
@@ -173,8 +178,7 @@ def load_clip(
         raise InvalidArgumentError(f"--size {size}: {name} has patches of {patch} pixels; give a multiple of that.")
     if weights != NO_WEIGHTS:
         _load_weights(open_clip, module, name, _find_weights(open_clip, model, weights, tag))
-    with _quietly():
-        tokenizer = open_clip.get_tokenizer(model)
+    tokenizer = _tokenizer(open_clip, model)
     about = module.visual.preprocess_cfg
     module.eval().requires_grad_(False)
     return Clip(
@@ -190,10 +194,18 @@ def load_clip(
     )
 
 
+def _tokenizer(open_clip: Any, model: str) -> Any:
+    try:
+        with _quietly():
+            return open_clip.get_tokenizer(model)
+    except (ImportError, OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise ModelNotFoundError(f"open_clip cannot build the tokenizer of {model}: {error}") from None
+
+
 def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
     """The model as open_clip's factory takes it, and which weights: a tag, a path, ``"none"``, or empty for its own."""
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path, names = Path(model).expanduser(), open_clip.list_models()
+    if path.is_dir() and model not in names:
         if not (path / CONFIG_FILE).is_file():
             raise ModelNotFoundError(f"{model}: the folder holds no {CONFIG_FILE}, so it is no model of open_clip.")
         return f"local-dir:{path}", weights or ""
@@ -206,7 +218,6 @@ def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
         return DEFAULT_MODEL, model
     if model.startswith("hf-hub:"):
         return model, weights or ""
-    names = open_clip.list_models()
     if model not in names:
         close = difflib.get_close_matches(model, names, 3, 0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -268,15 +279,14 @@ def _load_weights(open_clip: Any, module: Any, name: str, file: Path) -> None:
     if file.suffix not in _SUFFIXES:
         raise CheckpointError(f"{file}: is no file of weights; give one of {', '.join('*' + s for s in _SUFFIXES)}.")
     try:
-        with _quietly():
+        with _quietly(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what it then refuses
             open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
     except pickle.UnpicklingError:
         raise UnsafeCheckpointError(
             f"{file}: holds more than tensors, or is damaged; nothing of it was executed. Give the weights as "
             "safetensors, or as a checkpoint with nothing but its state_dict."
         ) from None
-    except AgsspZooError:
-        raise
     except Exception as error:  # a damaged file can fail in any way
         lines = str(error).strip().splitlines() or [type(error).__name__]
         detail = " ".join(line.strip() for line in lines[:3])[:400]

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from agssp_zoo.errors import DataError, InvalidArgumentError
 
+from .clip import DEFAULT_MODEL, Clip, load_clip
 from .method import AnomalyMethod, Loader
-from .prompts import PromptSet
+from .prompts import PromptSet, load_prompts
 from .text import sentences, text_features
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..data.dataset import Dataset
-    from .clip import Clip
+    from .settings import MapSettings
 
+DEFAULT_OBJECT = "generic_metal"
 TEMPERATURE = 0.07
 _BLOCK = 1 << 24
 """At most this many similarities are held at once."""
@@ -43,23 +45,29 @@ class Kead(AnomalyMethod):
     Args:
         clip: the model; its text tower is let go.
         prompts: what the object looks like.
-        shots: normal images to remember, exactly; 0 goes by the text alone.
+        few_shot: remember normal images; else the maps go by the text alone.
+        shots: how many of them, exactly; 0: all that :meth:`prepare` is given.
         cache: folder for text features; left out: the user's cache.
 
     Raises:
-        InvalidArgumentError: ``shots`` is negative, or a description is too long for the model.
+        InvalidArgumentError: ``shots`` without normal images, or a description that is too long for the model.
     """
 
     name = "kead"
 
-    def __init__(self, clip: Clip, prompts: PromptSet, *, shots: int = 0, cache: Path | None = None) -> None:
-        if shots < 0:
-            raise InvalidArgumentError(f"--shots {shots}: give the number of normal images, or 0 for none.")
-        self.shots = shots
+    def __init__(
+        self, clip: Clip, prompts: PromptSet, *, few_shot: bool = False, shots: int = 0, cache: Path | None = None
+    ) -> None:
+        if shots < 0 or (shots and not few_shot):
+            raise InvalidArgumentError(
+                f"--shots {shots}, but there are no normal images; name them by --normal (a folder, or a split), or "
+                "leave --shots out for maps by text alone."
+            )
+        self.few_shot, self.shots = few_shot, shots
         self.prompts = prompts
         # Few-shot maps are sums that pass 1.
-        self.bounded = shots == 0
-        self.prepares_on = "normal" if shots else "nothing"
+        self.bounded = not few_shot
+        self.prepares_on = "normal" if few_shot else "nothing"
         self.text: Tensor = text_features(clip, prompts, cache).to(next(clip.paths.parameters()).device)
         self.clip = dataclasses.replace(clip, module=None)
         self.memory: tuple[Tensor, ...] = ()
@@ -86,26 +94,27 @@ class Kead(AnomalyMethod):
             "object": self.prompts.object,
             "sentences_sha256": sentences(self.prompts).sha256,
             "temperature": TEMPERATURE,
-            "shots": self.shots,
+            "shots": (self.shots or "all") if self.few_shot else 0,
         }
 
     def prepare(self, loader: Loader, images: Dataset) -> None:
-        """Remembers the patches of ``shots`` normal images, at each tap.
+        """Remembers the patches of the normal images at each tap: of the first ``shots``, or of all.
 
         Raises:
             DataError: there are fewer images than that, or one cannot be read.
         """
-        if not self.shots:
+        if not self.few_shot:
             return
-        if len(images) < self.shots:
-            where = images.path or "the normal images"
+        count = self.shots or len(images)
+        if len(images) < max(1, count):
             raise DataError(
-                f"{where}: {len(images) or 'no'} normal images, but --shots asks for {self.shots}; give a folder with "
-                "that many as --normal, a smaller --shots, or neither for maps by text alone."
+                f"{images.path or '--normal'}: {len(images) or 'no'} normal images, but --shots asks for "
+                f"{self.shots or 'all'}; give a folder with enough of them as --normal, a smaller --shots, or neither "
+                "for maps by text alone."
             )
         taps: list[list[Tensor]] = [[] for _ in self.clip.paths.taps]
         seen = 0
-        for batch in loader(range(self.shots)):
+        for batch in loader(range(count)):
             for offset, image in enumerate(batch):
                 if not bool(image.any()):  # no picture has values of exactly the mean everywhere
                     raise DataError(f"{images[seen + offset].path}: the normal image cannot be read; replace it.")
@@ -129,9 +138,10 @@ class Kead(AnomalyMethod):
         Raises:
             DataError: they are of other taps or of another number of images.
         """
-        names = [f"memory.{tap}" for tap in self.clip.paths.taps] if self.shots else []
-        rows = self.shots * self.clip.paths.grid[0] * self.clip.paths.grid[1]
-        if sorted(state) != sorted(names) or any(len(state[name]) != rows for name in names):
+        names = [f"memory.{tap}" for tap in self.clip.paths.taps] if self.few_shot else []
+        patches = self.clip.paths.grid[0] * self.clip.paths.grid[1]
+        found = {state[name].shape[0] / patches for name in names if name in state}
+        if sorted(state) != sorted(names) or (self.shots and found != {self.shots}):
             raise DataError("What was learnt of normal images is not of this method's settings; make it again.")
         self.memory = tuple(state[name].to(self.text.device) for name in names)
 
@@ -143,13 +153,15 @@ class Kead(AnomalyMethod):
         Raises:
             DataError: normal images were asked for, but :meth:`prepare` has seen none.
         """
-        if self.shots and not self.memory:
-            raise DataError("KeAD was to remember normal images and was given none; give --normal, or --shots 0.")
+        if self.few_shot and not self.memory:
+            raise DataError("KeAD is to compare with normal images and was given none; name them by --normal.")
         with torch.no_grad():
             found = self.clip.paths(batch)
+        # Where the network computes in half precision, the comparison does not: the temperature magnifies differences.
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
             maps = torch.stack([self._probability(tokens) for tokens in found.patches]).mean(dim=0)
             scores = self._probability(found.image)
-            if self.shots:
+            if self.few_shot:
                 away = [_distance(tokens, kept) for tokens, kept in zip(found.patches, self.memory, strict=True)]
                 maps = maps + torch.stack(away).mean(dim=0)
                 scores = (scores + maps.amax(dim=1)) / 2
@@ -159,6 +171,23 @@ class Kead(AnomalyMethod):
         """The abnormal entry of the softmax for features (..., D), (...)."""
         # Of two classes the softmax is the logistic function of the difference.
         return ((features @ (self.text[1] - self.text[0])) / TEMPERATURE).sigmoid()
+
+
+def build(options: MapSettings) -> Kead:
+    """The method as the options of ``agssp-zoo anomaly-maps`` describe it.
+
+    Raises:
+        InvalidArgumentError, DataError: no prompts for the object, or something is wrong with them.
+        ModelNotFoundError, HubError, CheckpointError: the model or its weights cannot be had.
+    """
+    prompts = load_prompts(options.object or DEFAULT_OBJECT)
+    clip = load_clip(
+        options.encoder or DEFAULT_MODEL,
+        options.encoder_weights or None,
+        size=options.size or None,
+        taps=options.layers or None,
+    )
+    return Kead(clip, prompts, few_shot=bool(options.normal), shots=options.shots)
 
 
 def _distance(tokens: Tensor, memory: Tensor) -> Tensor:
