@@ -80,3 +80,17 @@ def note(text: str) -> None:
 
 def build(options: MapSettings) -> Gray:
     return Gray(options)
+
+
+def register() -> None:
+    """Makes the method known as ``gray``, and as ``gray2`` for stores of two parts."""
+    from agssp_zoo.training.anomaly import methods
+
+    methods.METHODS.update(gray="anomaly_method", gray2="anomaly_method")
+
+
+if __name__ == "__main__":
+    from agssp_zoo.training.anomaly import maps_cli
+
+    register()
+    raise SystemExit(maps_cli.main())

@@ -65,11 +65,12 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def make_maps(settings: MapSettings) -> Outcome:
+def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     """Makes the maps of a pool, or goes on where a killed run stopped.
 
     Args:
         settings: what of, and how.
+        images: the pool, where it has been read already; left out: what ``settings.data`` names.
 
     Returns:
         The store in ``settings.out``, and how it came about.
@@ -87,7 +88,7 @@ def make_maps(settings: MapSettings) -> Outcome:
     except ImportError as error:
         raise MissingDependencyError(f"Anomaly maps need {error.name}; pip install 'agssp-zoo[train]'.") from None
     settings = dataclasses.replace(settings, precision=settle_precision(settings))
-    images = read_pool(settings)
+    images = read_pool(settings) if images is None else images
     out = Path(settings.out)
     _refuse_place(out, settings)
     accelerator = build_accelerator(settings)
@@ -155,6 +156,8 @@ class _Part:
         if writer is not None and not len(writer.todo):
             store = writer.finish()
             return Outcome(store, self.images, 0, 0.0, store.notes)
+        if writer is None and (read_store_file(self.out) or {}).get("complete"):
+            return Outcome(None, self.images, 0, 0.0, ())
         method.to(self.device)
         if method.prepares_on != "nothing":
             self._prepare(method, looked_at, described)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agssp_zoo.errors import AgsspZooError
@@ -43,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
         if settings.visualize:
             from .visualize import write_pictures
 
-            written = write_pictures(outcome.store, outcome.images, outcome.store.path, limit=settings.visualize)
-            pictures = [str(path) for path in written or ()]
+            folder = outcome.store.path / "pictures"
+            pictures = [str(f) for f in write_pictures(outcome.store, outcome.images, folder, limit=settings.visualize)]
     if as_json:
         from agssp_zoo.commands.options import print_json
 
         print_json({**to_dict(outcome), "pictures": pictures})
     else:
-        sys.stdout.write(to_text(outcome))
+        sys.stdout.write(to_text(outcome, pictures))
     return 0
 
 
@@ -73,7 +74,7 @@ def to_dict(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def to_text(outcome: Outcome) -> str:
+def to_text(outcome: Outcome, pictures: Sequence[str] = ()) -> str:
     """The outcome for people."""
     store = outcome.store
     assert store is not None
@@ -92,7 +93,8 @@ def to_text(outcome: Outcome) -> str:
         lines.append(
             f"without {len(store.unreadable)} images that cannot be read: {', '.join(sorted(store.unreadable)[:5])}"
         )
-    return "\n".join([*lines, *outcome.notes]) + "\n"
+    lines += [*outcome.notes, *([f"pictures: {pictures[0]}"] if pictures else [])]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:

@@ -247,6 +247,6 @@ def _judge_counts(dataset: Dataset, boxes: dict[str, NDArray[np.int64]], problem
         for split in ("val", "test"):
             if split in boxes and not boxes[split][label]:
                 problems.warning("class-not-in-split", dataset.path, f"class {name!r} has no box in {split}.")
-    if "val" not in boxes and "train" in boxes:
+    if "val" not in boxes and "train" in boxes and not dataset.unlabelled:
         message = "there is no split val; list its images in val.txt, or use dataset.random_split(0.2, seed=0)."
         problems.warning("no-val-split", dataset.path, message)

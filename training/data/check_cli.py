@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError(f"--out {out} is a file; give a folder.")
     dataset = read_dataset(args.data, format=args.format)
     report = check_dataset(dataset, decode=not args.labels_only)
-    usable = len(report.errors) <= args.tolerance * len(dataset) and bool(sum(v.sum() for v in report.boxes.values()))
+    enough = bool(len(dataset)) if dataset.unlabelled else bool(sum(v.sum() for v in report.boxes.values()))
+    usable = len(report.errors) <= args.tolerance * len(dataset) and enough
     if out is not None:
         _write(report, out, args.samples, args.seed)
     if args.json:
@@ -94,7 +95,7 @@ def to_text(report: CheckReport, limit: int = 20) -> str:
     lines += [f"difficult boxes: {values['difficult_boxes']}, crowd boxes: {values['crowd_boxes']}"]
     lines += ["", "box size (square root of the area, pixels)"]
     most = max(1, int(report.sizes.max()))
-    for entry in values["box_sizes"]:
+    for entry in values["box_sizes"] if report.sizes.any() else ():
         span = f"{entry['from']}-{entry['to']}" if entry["to"] else f"{entry['from']}-"
         lines.append(f"{span:>9} {entry['boxes']:>7} {'#' * round(_BAR * entry['boxes'] / most)}".rstrip())
     if report.decoded:
@@ -125,9 +126,11 @@ def _problem_lines(report: CheckReport, limit: int) -> list[str]:
 def _verdict(report: CheckReport, usable: bool, tolerance: float, out: Path | None) -> str:
     errors, warnings = len(report.errors), len(report.problems) - len(report.errors)
     counts = f"{errors} errors, {warnings} warnings"
-    if usable:
+    if usable and report.dataset.unlabelled:
+        verdict = f"{counts}: anomaly maps can be made of it, and a backbone pretrained on it; it has no labels."
+    elif usable:
         verdict = f"{counts}: can be trained on."
-    elif not sum(int(boxes.sum()) for boxes in report.boxes.values()):
+    elif not report.dataset.unlabelled and not sum(int(boxes.sum()) for boxes in report.boxes.values()):
         verdict = f"{counts}: there is not one box to train on."
     else:
         verdict = f"{counts}: more errors than the tolerance of {tolerance:.2%} of {len(report.dataset)} images."
