@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agssp_zoo import cli
 from agssp_zoo.errors import (
     CheckpointError,
     DataError,
@@ -26,8 +27,8 @@ from agssp_zoo.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
 )
+from agssp_zoo.training.anomaly import MapStore, text
 from agssp_zoo.training.anomaly import clip as clip_module
-from agssp_zoo.training.anomaly import text
 from agssp_zoo.training.anomaly.clip import Clip, load_clip
 from agssp_zoo.training.anomaly.kead import Kead, build
 from agssp_zoo.training.anomaly.parallel_paths import ParallelPaths, default_taps
@@ -613,6 +614,45 @@ def test_options_make_the_method(clip: Clip, weights: Path, monkeypatch: pytest.
         build(MapSettings(encoder=small_clip.NAME, encoder_weights=str(weights), object="cheese"))
     with pytest.raises(InvalidArgumentError, match="--shots 2, but there are no normal images"):
         build(MapSettings(encoder=small_clip.NAME, encoder_weights=str(weights), shots=2))
+
+
+def test_the_command_makes_maps_by_text_and_by_normal_images(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "open_clip_config.json").write_text(json.dumps({"model_cfg": small_clip.CONFIG}))
+    (model / "weights.safetensors").write_bytes(weights.read_bytes())
+    generator = np.random.default_rng(0)
+    for folder, count in (("strip", 5), ("good", 4)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            image = generator.integers(0, 256, (30, 44, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / folder / f"{number}.png")
+    Image.new("RGB", (44, 30), (90, 90, 90)).save(tmp_path / "strip" / "flat.png")
+
+    def run(out: str, *more: str) -> tuple[int, str]:
+        command = ["anomaly-maps", tmp_path / "strip", "--method", "kead", "--encoder", model, "--out", tmp_path / out]
+        code = cli.main([*map(str, command), "--device", "cpu", "--threads", "1", "--workers", "0", *more])
+        return code, capsys.readouterr().err
+
+    assert run("zero", "--object", "plate") == (0, "")
+    zero = MapStore.open(tmp_path / "zero")
+    assert (len(zero), zero.grid, zero.bounded, zero.settings["object"]) == (6, (5, 5), True, "steel plate")
+    assert run("few", "--normal", str(tmp_path / "good"), "--shots", "3") == (0, "")
+    few = MapStore.open(tmp_path / "few")
+    assert not few.bounded and few.settings["shots"] == 3
+    assert np.isfinite(few.maps).all() and np.isfinite(zero.maps).all()
+    assert not np.allclose(few.map("flat"), zero.map("flat"), atol=1e-3)
+    code, error = run("none", "--shots", "3")
+    assert code == 2 and "name them by --normal" in error
+    code, error = run("none", "--object", "cheese")
+    assert code == 2 and "There are no prompts for 'cheese'" in error
+    code, error = run("none", "--normal", str(tmp_path / "good"), "--shots", "5")
+    assert code == 1 and error.count("\n") == 1 and "4" in error and "5" in error
+    code, error = run("zero", "--object", "rail")
+    assert code == 1 and "other settings: object" in error
 
 
 def test_half_precision_only_concerns_the_network(method: Kead):

@@ -86,9 +86,9 @@ class Clip:
             float32 (3, S, S).
         """
         squashed = Image.fromarray(image).resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC)
-        values = np.asarray(squashed, np.float32) / np.float32(255)
-        values = (values - np.float32(self.mean)) / np.float32(self.std)
-        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+        values = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(part).reshape(3, 1, 1) for part in (self.mean, self.std))
+        return ((values - mean) / std).contiguous()
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Embeddings of sentences, float32 (N, D), L2-normalised, on the CPU.
@@ -98,7 +98,7 @@ class Clip:
         """
         tokens = self._tokens(sentences)
         device = next(self.module.parameters()).device
-        batches = tokens.split(_TEXT_BATCH)
+        batches = torch.split(tokens, _TEXT_BATCH)
         with torch.no_grad():
             parts = [
                 self.module.encode_text(part.to(device)).float().cpu()

@@ -165,7 +165,7 @@ class Kead(AnomalyMethod):
                 away = [_distance(tokens, kept) for tokens, kept in zip(found.patches, self.memory, strict=True)]
                 maps = maps + torch.stack(away).mean(dim=0)
                 scores = (scores + maps.amax(dim=1)) / 2
-        return maps.unflatten(1, self.clip.paths.grid), scores
+        return maps.reshape(-1, *self.clip.paths.grid), scores
 
     def _probability(self, features: Tensor) -> Tensor:
         """The abnormal entry of the softmax for features (..., D), (...)."""
@@ -202,6 +202,6 @@ def _distance(tokens: Tensor, memory: Tensor) -> Tensor:
     """
     patches = tokens.flatten(0, 1)
     nearest = torch.full((len(patches),), -1.0, dtype=tokens.dtype, device=tokens.device)
-    for block in memory.split(max(1, _BLOCK // len(patches))):
+    for block in torch.split(memory, max(1, _BLOCK // len(patches))):
         nearest = torch.maximum(nearest, (patches @ block.T).amax(dim=1))
-    return (0.5 * (1 - nearest)).clamp(min=0).unflatten(0, tokens.shape[:2])
+    return (0.5 * (1 - nearest)).clamp(min=0).reshape(tokens.shape[:2])

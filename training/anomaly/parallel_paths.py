@@ -134,7 +134,7 @@ def _both_paths(block: Any, x: Tensor, *, only_class_token: bool) -> tuple[Tenso
         k, v = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
     else:
         q, k, v = F.linear(normed, weight, bias).chunk(3, dim=-1)
-    q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+    q, k, v = (part.reshape(*part.shape[:2], attention.num_heads, -1).transpose(1, 2) for part in (q, k, v))
     usual = F.scaled_dot_product_attention(q, k, v)
     by_values = F.scaled_dot_product_attention(v[:, :, 1:], v, v)
     x = x[:, wanted] + _project(block, usual)
