@@ -57,12 +57,12 @@ def read_store_file(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def write_json(file: Path, values: Any) -> None:
+def write_json(file: Path, values: Any, *, indent: int | None = None) -> None:
     """Replaces a JSON file as a whole. Processes that write it at the same time write the same."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with writing(file):
         with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+            stream.write(json.dumps(values, ensure_ascii=False, indent=indent) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
@@ -91,8 +91,7 @@ class Rows:
         mapped = np.load(file, mmap_mode="r")
         self.shape: tuple[int, ...] = mapped.shape
         self.dtype = mapped.dtype
-        self._start, self._stride = int(mapped.offset), int(mapped[:1].nbytes)
-        self._stream = file.open("r+b", buffering=0)
+        self._file, self._start, self._stride = file, int(mapped.offset), int(mapped[:1].nbytes)
 
     @staticmethod
     def create(file: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
@@ -106,21 +105,19 @@ class Rows:
         """Writes ``values[i]`` to row ``indices[i]``; neighbouring rows go in one piece."""
         values = np.ascontiguousarray(values, self.dtype)
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-        for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(indices)], strict=True):
-            if first == last:
-                continue
-            self._stream.seek(self._start + int(indices[first]) * self._stride)
-            left = memoryview(values[first:last]).cast("B")
-            while left:
-                left = left[self._stream.write(left) :]
+        with self._file.open("r+b", buffering=0) as stream:
+            for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(indices)], strict=True):
+                if first == last:
+                    continue
+                stream.seek(self._start + int(indices[first]) * self._stride)
+                left = memoryview(values[first:last]).cast("B")
+                while left:
+                    left = left[stream.write(left) :]
 
     def sync(self) -> None:
         """Waits until what was written is on the disk."""
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._stream.close()
+        with self._file.open("r+b") as stream:
+            os.fsync(stream.fileno())
 
 
 def describe_images(images: Dataset, sources: list[str]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class MapWriter:
         Rows.create(self.path / MAPS_FILE, (count, *self.grid), np.float16)
         Rows.create(self.path / SCORES_FILE, (count,), np.float32)
         Rows.create(self.path / DONE_FILE, (count,), np.uint8)
-        write_json(self.path / STORE_FILE, {**self._values, "grid": self.grid})
+        write_json(self.path / STORE_FILE, {**self._values, "grid": self.grid}, indent=1)
         self._open()
 
     def _join(self, images: Dataset) -> None:
@@ -186,12 +186,10 @@ class MapWriter:
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Closes the files; another process goes on."""
+        """Waits until all is on the disk; another process goes on."""
         if self.grid is not None and not self._complete:
             with writing(self.path):
                 self._sync()
-            for rows in (self._maps, self._scores, self._done):
-                rows.close()
 
     def count(self, state: int) -> int:
         """Number of images in a state: ``WAITING``, ``DONE`` or ``UNREADABLE``."""
@@ -230,10 +228,11 @@ class MapWriter:
         values = {**self._values, "grid": self.grid, "complete": True, "unreadable": unreadable, "files": files}
         values["notes"] = list(notes)
         values["ranges"] = ranges_by_source(maps, scores, names)
-        write_json(self.path / STORE_FILE, values)
-        self.close()
+        write_json(self.path / STORE_FILE, values, indent=1)
         self._complete = True
         (self.path / DONE_FILE).unlink(missing_ok=True)
+        for left in self.path.glob(".*.tmp"):  # of a killed run
+            left.unlink(missing_ok=True)
         for kind in FILES if unreadable else ():
             (self.path / FILES[kind]).unlink(missing_ok=True)
         return MapStore.open(self.path)
@@ -252,7 +251,6 @@ class MapWriter:
                     part = kept[start : start + 4096]
                     new.write(np.arange(start, start + len(part)), old[part])
                 new.sync()
-            new.close()
         write_json(self.path / files["keys"], described)
         mapped: NDArray[np.float16] = np.load(self.path / files["maps"], mmap_mode="r")
         return mapped
