@@ -101,7 +101,7 @@ class ActivationPictures:
         backbone.set_out_indices([number - 1 for number in self.settings.taps])
         found = []
         for image in self.images:
-            x = backbone.normalize(torch.from_numpy(image[None]).to(backbone.pixel_mean.device))
+            x = backbone.normalize(torch.tensor(image[None]).to(backbone.pixel_mean.device))
             found.append([squared_activation(feature)[0, 0].cpu().numpy() for feature in backbone(x)])
         names = [info.name for info in backbone.feature_info]
         backbone.set_out_indices(indices)
