@@ -53,7 +53,7 @@ class Outcome:
     Attributes:
         store: the finished store; ``None`` in processes other than the first.
         images: what it was made of.
-        made: number of maps that this process has made now.
+        made: number of maps that were made now; in processes other than the first, by this process.
         seconds: that it took to make them, without preparing.
         notes: what the methods say about what they chose.
     """
@@ -153,7 +153,8 @@ class _Part:
             return MapWriter(self.out, self.images, described, method.bounded, sources=names)
 
         writer = join() if self.rank == 0 else None
-        if writer is not None and not len(writer.todo):
+        missing = len(writer.todo) if writer is not None else 0
+        if writer is not None and not missing:
             store = writer.finish()
             return Outcome(store, self.images, 0, 0.0, store.notes)
         if writer is None and (read_store_file(self.out) or {}).get("complete"):
@@ -167,10 +168,11 @@ class _Part:
         elif writer.grid is None:
             maps, _ = self._maps(method, gray_input(method.preprocess)[None])
             writer.create((maps.shape[1], maps.shape[2]))
-        made, seconds = self._make(method, writer)
+        start = time.monotonic()
+        made = self._make(method, writer)
         if self.rank != 0:
             writer.close()
-            return Outcome(None, self.images, made, seconds, method.notes())
+            return Outcome(None, self.images, made, time.monotonic() - start, method.notes())
         _wait_for(lambda: writer.count(WAITING) == 0)
         lost = writer.count(UNREADABLE)
         if lost > self.settings.tolerance * len(self.images):  # of all processes together
@@ -178,7 +180,8 @@ class _Part:
                 f"{lost} of {len(self.images)} images cannot be read, more than --tolerance {self.settings.tolerance:g}"
                 "; restore them, or give a higher --tolerance to go on without them."
             )
-        return Outcome(writer.finish(method.notes()), self.images, made, seconds, method.notes())
+        seconds = time.monotonic() - start
+        return Outcome(writer.finish(method.notes()), self.images, missing - lost, seconds, method.notes())
 
     def _prepare(self, method: AnomalyMethod, images: Dataset, described: dict[str, Any]) -> None:
         """Lets the method look at the pool, or takes what it learnt in an earlier run or in the first process."""
@@ -203,8 +206,8 @@ class _Part:
             save_file(state, temporary, {"digest": digest})
             temporary.replace(file)
 
-    def _make(self, method: AnomalyMethod, writer: MapWriter) -> tuple[int, float]:
-        """Makes the maps of this process's blocks; their number, and the seconds that it took."""
+    def _make(self, method: AnomalyMethod, writer: MapWriter) -> int:
+        """Makes the maps of this process's blocks; their number."""
         size = self.settings.batch
         blocks: dict[int, list[int]] = {}
         for row in writer.todo.tolist():
@@ -224,10 +227,8 @@ class _Part:
                     writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
                 yield from read.indices
 
-        start = time.monotonic()
         shown = progress(work(), total, f"anomaly maps ({self.name})") if self.rank == 0 else work()
-        made = sum(1 for _ in shown)
-        return made, time.monotonic() - start
+        return sum(1 for _ in shown)
 
     def _maps(self, method: AnomalyMethod, inputs: Tensor) -> tuple[Tensor, Tensor]:
         import torch

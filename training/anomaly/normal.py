@@ -51,7 +51,10 @@ def _find(settings: MapSettings) -> Dataset:
         raise DataError(f"--normal {name}: there is no such folder.")
     splits, pools = set[str](), []
     for path in settings.data:
-        dataset = read_dataset(path, format=settings.format)
+        try:
+            dataset = read_dataset(path, format=settings.format)
+        except DataError:
+            dataset = read_images(path)  # no labels are recognised: a split's images are all without one
         splits |= set(dataset.splits)
         if name in (*dataset.splits, ALL):
             pools.append(dataset.split(name))
