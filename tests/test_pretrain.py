@@ -121,7 +121,10 @@ def test_activations_come_to_lie_where_the_anomalies_are(many: Drawn, learned: P
             with torch.no_grad():
                 maps = [squared_activation(m) for m in module(backbone.preprocess(many.pool / f"{key}.png"))]
             targets = resize_maps(torch.tensor(store.map(key))[None, None], [m.shape[-2:] for m in maps])
-            found += [float(torch.cosine_similarity(m.flatten(), t.flatten(), dim=0)) for m, t in zip(maps, targets)]
+            found += [
+                float(torch.cosine_similarity(m.flatten(), t.flatten(), dim=0))
+                for m, t in zip(maps, targets, strict=True)
+            ]
         agreement[name] = np.mean(found)
     assert agreement["trained"] > 0.7 > agreement["untrained"] + 0.1, agreement
 

@@ -26,8 +26,8 @@ def settings(**values: object) -> PretrainSettings:
 
 def test_the_map_follows_the_image() -> None:
     """An image that is its own map: wherever a view lies and however it is mirrored, the two agree."""
-    rng = np.random.default_rng(0)
-    grid = rng.random((12, 12)).astype(np.float32)
+    y, x = np.mgrid[:12, :12]
+    grid = (0.5 + 0.25 * np.sin(0.8 * x) + 0.25 * np.sin(0.5 * y + 0.4 * x)).astype(np.float32)
     # The map over the image, enlarged as the whole window shows it, is the image.
     large = crop_map(grid, Window(), (480, 480))
     image = np.repeat((large * 255).round().astype(np.uint8)[..., None], 3, axis=2)
@@ -39,7 +39,7 @@ def test_the_map_follows_the_image() -> None:
         assert view.image.shape == (64, 64, 3) and view.map.shape == (16, 16) and view.map.dtype == np.float32
         # A cell's value is that of the pixels around its centre.
         centres = view.image[..., 0].astype(np.float32).reshape(16, 4, 16, 4)[:, 1:3, :, 1:3].mean((1, 3)) / 255
-        assert np.abs(centres - view.map).max() < 0.06 and np.corrcoef(centres.ravel(), view.map.ravel())[0, 1] > 0.99
+        assert np.abs(centres - view.map).max() < 0.03 and np.corrcoef(centres.ravel(), view.map.ravel())[0, 1] > 0.99
     assert len(seen) == 4
 
 

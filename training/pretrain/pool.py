@@ -134,12 +134,13 @@ class ImageCache:
         self.images = images
         self.largest = largest
         self._kept: list[NDArray[np.uint8] | None] = [None] * len(images)
-        problems = []
+        problems, left = [], limit
         for index, image in decode_until(self._read, range(len(images)), lambda i: i.nbytes, limit):
             if isinstance(image, Exception):
                 problems.append(str(image))
-            else:
+            elif image.nbytes <= left:
                 self._kept[index] = image
+                left -= image.nbytes
         self.problems = tuple(problems)
 
     def load(self, index: int) -> NDArray[np.uint8]:
