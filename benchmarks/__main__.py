@@ -28,6 +28,8 @@ BENCHMARKS = {
     "training-loader": "training:loader",
     "training-epoch": "training:epoch",
     "training-loss": "training:loss",
+    "kead": "anomaly:kead",
+    "winclip": "anomaly:winclip",
     "install": "install:base_install",
 }
 """Name -> module and function; a function takes the number of rounds and answers figures."""

@@ -159,25 +159,39 @@ def _ask_python(code: str, *arguments: object, python: str = sys.executable) -> 
 def other_python() -> Path:
     """The Python of an environment of its own that another package, ultralytics, is installed in. Made once.
 
-    The environment sees this one's torch and onnx, so that both packages compute with the same.
+    Raises:
+        RuntimeError: the package cannot be installed.
+    """
+    needs = ["ultralytics", "ultralytics-thop", "py-cpuinfo", "polars", "polars-runtime-32", "onnxslim", "colorama"]
+    return python_with("ultralytics", ["--no-deps", *needs])
+
+
+def python_with(package: str, install: Sequence[str]) -> Path:
+    """The Python of an environment of its own with another package. Made once.
+
+    The environment sees this one's packages, so that both compute with the same torch; what the other package needs
+    beyond them, or in another version, is installed there only.
+
+    Args:
+        package: its name, also as it is imported.
+        install: arguments of ``pip install``.
 
     Raises:
         RuntimeError: the package cannot be installed.
     """
     import sysconfig
 
-    environment = ROOT / "runs" / "venv-ultralytics"
+    environment = ROOT / "runs" / f"venv-{package}"
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         (packages,) = environment.glob("lib/python*/site-packages")
         (packages / "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    if not list(environment.glob("lib/python*/site-packages/ultralytics")):
-        needs = ["ultralytics", "ultralytics-thop", "py-cpuinfo", "polars", "polars-runtime-32", "onnxslim", "colorama"]
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *needs]
-        done = subprocess.run(install, capture_output=True, text=True)
+    if not list(environment.glob(f"lib/python*/site-packages/{package}")):
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *install]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"ultralytics cannot be installed: {done.stderr[-500:]}")
+            raise RuntimeError(f"{package} cannot be installed: {done.stderr[-500:]}")
     return python
 
 
@@ -223,9 +237,10 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    other = list((ROOT / "runs" / "venv-ultralytics").glob("lib/python*/site-packages/ultralytics-*.dist-info"))
-    if other:
-        found["ultralytics"] = other[0].name.split("-")[1].removesuffix(".dist")
+    for package in ("ultralytics", "anomalib"):
+        other = list((ROOT / "runs" / f"venv-{package}").glob(f"lib/python*/site-packages/{package}-*.dist-info"))
+        if other:
+            found[package] = other[0].name.split("-")[1].removesuffix(".dist")
     return found
 
 
