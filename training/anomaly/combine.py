@@ -61,9 +61,9 @@ def combine(stores: Sequence[MapStore], out: str | os.PathLike[str], images: Dat
         writer.mark_unreadable([row for row in block if row not in rows])
         if rows:
             keys = [images[row].key for row in rows]
-            maps = np.mean([[_map(store, key, grid) for key in keys] for store in stores], axis=0, dtype=np.float64)
-            scores = np.mean([[_score(store, key) for key in keys] for store in stores], axis=0)
-            writer.write(rows, maps, scores)
+            maps = np.array([[_map(store, key, grid) for key in keys] for store in stores])
+            scores = np.array([[_score(store, key) for key in keys] for store in stores])
+            writer.write(rows, maps.mean(axis=0), scores.mean(axis=0))
     return writer.finish()
 
 
@@ -75,4 +75,4 @@ def _map(store: MapStore, key: str, grid: tuple[int, int]) -> NDArray[np.float32
 
 def _score(store: MapStore, key: str) -> float:
     low, high = store.ranges[store.sources[store.row(key)]]["score"]
-    return float(rescale(np.float32([store.score(key)]), (low, high))[0])
+    return float(rescale(np.array([store.score(key)], np.float64), (low, high))[0])

@@ -110,7 +110,7 @@ class Rows:
                 if first == last:
                     continue
                 stream.seek(self._start + int(indices[first]) * self._stride)
-                left = memoryview(values[first:last]).cast("B")
+                left = memoryview(values[first:last].tobytes())
                 while left:
                     left = left[stream.write(left) :]
 

@@ -79,10 +79,10 @@ class MapStore:
             )
         try:
             store = cls(folder, values, json.loads((folder / values["files"]["keys"]).read_bytes()))
-            shapes = (store.maps.shape, store.maps.dtype, store.scores.shape)
+            fits = store.maps.shape == (len(store.keys), *store.grid) and store.scores.shape == (len(store.keys),)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"{folder}: is damaged ({error}); remove it and make the maps again.") from None
-        if shapes != ((len(store.keys), *store.grid), np.float16, (len(store.keys),)):
+        if not fits or store.maps.dtype != np.float16:
             raise DataError(f"{folder}: is damaged (its files do not fit together); make the maps again.")
         if images is not None:
             store.check(images)
