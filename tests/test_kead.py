@@ -492,7 +492,7 @@ def test_the_default_is_the_authors_model(monkeypatch: pytest.MonkeyPatch):
         asked.append((model, weights))
         raise HubError("no network")
 
-    monkeypatch.setattr(clip_module, "_find_weights", note)
+    monkeypatch.setattr(clip_module, "find_weights", note)
     monkeypatch.setattr(clip_module, "_tag", lambda *_: {})
     with pytest.raises(HubError):
         load_clip(small_clip.NAME)

@@ -8,14 +8,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import hashlib
-import json
-import logging
-import pickle
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from agssp_zoo.errors import (
-    CheckpointError,
-    HubError,
     InvalidArgumentError,
     MissingDependencyError,
     ModelNotFoundError,
-    UnsafeCheckpointError,
 )
 from agssp_zoo.hub import huggingface_hub
 
 from ..data.progress import progress
+from .clip_weights import SUFFIXES, find_weights, hash_state, load_weights, quietly
 from .parallel_paths import ParallelPaths
 
 DEFAULT_MODEL = "ViT-B-16-plus-240"
@@ -46,7 +38,6 @@ NO_WEIGHTS = "none"
 """Newly drawn weights, for tests and for measuring speed."""
 CONFIG_FILE = "open_clip_config.json"
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _TEXT_BATCH = 64
 
 
@@ -159,7 +150,7 @@ def load_clip(
     model, weights = _settle(open_clip, model, weights)
     tag = _tag(open_clip, model, weights)
     try:
-        with _quietly():
+        with quietly():
             module: Any = open_clip.create_model(
                 model,
                 load_weights=False,
@@ -177,13 +168,13 @@ def load_clip(
         patch = _side(module.visual.patch_size)
         raise InvalidArgumentError(f"--size {size}: {name} has patches of {patch} pixels; give a multiple of that.")
     if weights != NO_WEIGHTS:
-        _load_weights(open_clip, module, name, _find_weights(open_clip, model, weights, tag))
+        load_weights(open_clip, module, name, find_weights(open_clip, model, weights, tag))
     tokenizer = _tokenizer(open_clip, model)
     about = module.visual.preprocess_cfg
     module.eval().requires_grad_(False)
     return Clip(
         name=name,
-        sha256=_hash_state(module),
+        sha256=hash_state(module),
         quick_gelu=any(type(part).__name__ == "QuickGELU" for part in module.modules()),
         paths=paths.to(device),
         size=tuple(module.visual.image_size),
@@ -196,7 +187,7 @@ def load_clip(
 
 def _tokenizer(open_clip: Any, model: str) -> Any:
     try:
-        with _quietly():
+        with quietly():
             return open_clip.get_tokenizer(model)
     except (ImportError, OSError, RuntimeError, ValueError, AssertionError) as error:
         raise ModelNotFoundError(f"open_clip cannot build the tokenizer of {model}: {error}") from None
@@ -209,7 +200,7 @@ def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
         if not (path / CONFIG_FILE).is_file():
             raise ModelNotFoundError(f"{model}: the folder holds no {CONFIG_FILE}, so it is no model of open_clip.")
         return f"local-dir:{path}", weights or ""
-    if path.suffix in _SUFFIXES:
+    if path.suffix in SUFFIXES:
         if weights:
             raise InvalidArgumentError(
                 f"--encoder {model} is a file of weights, and --encoder-weights {weights} others; give the "
@@ -245,78 +236,6 @@ def _tag(open_clip: Any, model: str, weights: str) -> dict[str, Any]:
             f"{weights!r} is no file, and no weights of {model} that open_clip knows (it has: {tags})."
         )
     return dict(known)
-
-
-def _find_weights(open_clip: Any, model: str, weights: str, tag: dict[str, Any]) -> Path:
-    """The file with the weights; downloads it where open_clip has it and it is not in the cache."""
-    if weights and not tag:
-        return Path(weights).expanduser()
-    if model.startswith("local-dir:"):
-        folder = Path(model.removeprefix("local-dir:"))
-        files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
-        files.sort(key=lambda file: (_SUFFIXES.index(file.suffix), not file.name.startswith("open_clip")))
-        if not files:
-            raise ModelNotFoundError(f"{folder}: holds no weights ({', '.join('*' + s for s in _SUFFIXES)}).")
-        return files[0]
-    try:
-        with _quietly():
-            if tag:
-                return Path(open_clip.download_pretrained(tag))
-            return Path(open_clip.pretrained.download_pretrained_from_hf(model.removeprefix("hf-hub:")))
-    except Exception as error:  # whatever the client raises: no network, no access, a full disk
-        raise HubError(
-            f"The weights {weights} of {model} are not on this machine and cannot be downloaded ({error}); bring the "
-            "file here by other means and give it as --encoder-weights FILE."
-        ) from None
-
-
-def _load_weights(open_clip: Any, module: Any, name: str, file: Path) -> None:
-    """Reads weights into a model; of a pickle only tensors and plain containers are made.
-
-    Raises:
-        CheckpointError: they cannot be read or do not fit; UnsafeCheckpointError where the file holds other objects.
-    """
-    if file.suffix not in _SUFFIXES:
-        raise CheckpointError(f"{file}: is no file of weights; give one of {', '.join('*' + s for s in _SUFFIXES)}.")
-    try:
-        with _quietly(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what it then refuses
-            open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
-    except pickle.UnpicklingError:
-        raise UnsafeCheckpointError(
-            f"{file}: holds more than tensors, or is damaged; nothing of it was executed. Give the weights as "
-            "safetensors, or as a checkpoint with nothing but its state_dict."
-        ) from None
-    except Exception as error:  # a damaged file can fail in any way
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        detail = " ".join(line.strip() for line in lines[:3])[:400]
-        raise CheckpointError(
-            f"{file}: cannot be read as weights of {name} ({detail}); give the architecture that they belong to as "
-            "--encoder, and a file in open_clip's layout."
-        ) from None
-
-
-def _hash_state(module: Any) -> str:
-    """A sha256 over the weights: names, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
-        digest.update(memoryview(values.numpy().reshape(-1)).cast("B"))
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """open_clip reports each step to the root logger, and sets it up by that; a library leaves it to the program."""
-    root = logging.getLogger()
-    handlers, disabled = root.handlers[:], root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        root.handlers[:] = handlers
 
 
 def _side(size: Any) -> int:
