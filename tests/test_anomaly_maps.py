@@ -125,6 +125,8 @@ def test_the_command(tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[s
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = masks(tmp_path / "data")
     words = ["anomaly-maps", str(root), "--method", "gray", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*words, "--json", "--visualize"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pictures"]) == 7
     assert main([*words, "--visualize", "2", "--json"]) == 0
     pictures = json.loads(capsys.readouterr().out)["pictures"]
     assert len(pictures) == 3

@@ -22,11 +22,23 @@ from .settings import MapSettings
 if TYPE_CHECKING:
     from .maps import Outcome
 
+PICTURES = 24
+"""Images of a data set that ``--visualize`` draws."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``anomaly-maps``."""
     parser.add_argument("data", nargs="+", help="folders of images, or of shards; several make one pool")
-    add_setting_arguments(parser, MapSettings, leave_out=("data",))
+    add_setting_arguments(parser, MapSettings, leave_out=("data", "visualize"))
+    parser.add_argument(
+        "--visualize",
+        type=int,
+        nargs="?",
+        const=PICTURES,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"draw N images of every data set ({PICTURES} without a number), and a sheet of them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
