@@ -158,10 +158,10 @@ def boxes_above(
         Boxes float32 (n, 4), x1 y1 x2 y2 in pixels with exclusive ends, best first, and their scores float32 (n,).
     """
     label, find_objects = labeller()
-    above = values > threshold
+    above: NDArray[np.bool_] = values > threshold
     if not above.any():
         return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    rows, columns = _extent(above.any(axis=1)), _extent(above.any(axis=0))
+    rows, columns = _extent(np.asarray(above.any(axis=1))), _extent(np.asarray(above.any(axis=0)))
     regions, count = label(_filled(above[rows, columns]), CORNERS)
     areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     found = []

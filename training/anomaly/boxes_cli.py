@@ -119,7 +119,7 @@ def find_images(store: MapStore, paths: Sequence[str] = (), *, format: str = "au
             f"{store.path}: {len(gone)} of its {len(rows)} images are not where they were ({some(gone)}); say with "
             "--data where they are."
         )
-    records = [Record(key, path, "train", *size, *empty_labels()) for key, path, size in rows]
+    records = [Record(key, path, "train", size[0], size[1], *empty_labels()) for key, path, size in rows]
     return Dataset((), tuple(records), (), "", "images")
 
 

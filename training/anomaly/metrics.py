@@ -165,7 +165,7 @@ class ScoreBins:
 
     def index(self, scores: NDArray[Any]) -> NDArray[np.int64]:
         """The bins of scores of any shape; what lies outside the range belongs to the first and the last bin."""
-        places = np.interp(scores, self._knots, self._places)
+        places: Floats = np.interp(scores, self._knots, self._places)
         return places.astype(np.int64)
 
 

@@ -32,7 +32,8 @@ _PANEL, _TILE = 400, 190
 _GAP, _CAPTION = 6, 18
 _SHEET_WIDTH = 1600
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
-_OUTLINE = (0, 255, 120)
+_OUTLINE, _BOX = (0, 255, 120), (120, 240, 255)
+"""Colours of a mask's outline, and of boxes on a map."""
 _OPACITY = 0.55
 _RAMP = (
     (0.0, (0, 0, 40)),
@@ -149,16 +150,21 @@ def draw_overlay(shown: Shown) -> Picture:
 
 
 def draw_sheet(tiles: Sequence[Picture]) -> Picture:
-    """Tiles in rows, as many in each as fit; each column as wide as the widest tile."""
-    width = max(tile.width for tile in tiles) + _GAP
-    columns = max(1, min(len(tiles), _SHEET_WIDTH // width))
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) + _GAP for row in rows]
-    sheet = Image.new("RGB", (columns * width + _GAP, sum(heights) + _GAP), _PAPER)
+    """Tiles one after the other in rows, as many in each as fit."""
+    rows: list[list[Picture]] = [[]]
+    for tile in tiles:
+        if rows[-1] and sum(other.width + _GAP for other in rows[-1]) + tile.width + _GAP > _SHEET_WIDTH:
+            rows.append([])
+        rows[-1].append(tile)
+    widths = [sum(tile.width + _GAP for tile in row) for row in rows]
+    heights = [max((tile.height for tile in row), default=0) + _GAP for row in rows]
+    sheet = Image.new("RGB", (max(widths) + _GAP, sum(heights) + _GAP), _PAPER)
     top = _GAP
     for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (_GAP + column * width, top))
+        left = _GAP
+        for tile in row:
+            sheet.paste(tile, (left, top))
+            left += tile.width + _GAP
         top += height
     return sheet
 
@@ -204,12 +210,14 @@ def _tile(shown: Shown, size: tuple[int, int]) -> Picture:
     """A small picture for the sheet: the image with its mask, and the map with the boxes over it."""
     image, heat, _ = _panels(shown, size)
     scale = np.array([size[0] / shown.size[0], size[1] / shown.size[1]] * 2, np.float32)
-    both = draw(np.asarray(heat), shown.boxes * scale, np.full(len(shown.boxes), 3, np.int64))
+    pen = ImageDraw.Draw(heat)
+    for x1, y1, x2, y2 in (shown.boxes * scale).round().astype(int).tolist():
+        pen.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=_BOX)
     wide = size[0] > 1.8 * size[1]
     step = (0, size[1] + 2) if wide else (size[0] + 2, 0)
     tile = Image.new("RGB", (size[0] + step[0], size[1] + step[1] + _CAPTION), _PAPER)
     tile.paste(image, (0, 0))
-    tile.paste(both, step)
+    tile.paste(heat, step)
     _write_caption(tile, shown.caption, (0, tile.height - _CAPTION + 3), tile.width)
     return tile
 

@@ -16,9 +16,9 @@ from .listing import IMAGE_FOLDERS, File, is_image, list_images, make_files
 def coco_images(root: Path, rels: Sequence[str], documents: Sequence[dict[str, Any]]) -> list[File]:
     """The images that COCO files may mean: those of the folder, and those named by an absolute path that is there.
 
-    Where all are named like that, the folder's own images are left out. The keys of images elsewhere are those that
-    the file states (``key``, as :func:`~agssp_zoo.training.data.to_coco` writes it), else their paths below the
-    folder that they share.
+    Where all are named like that, the folder's own images are left out. The keys of images named so are those that the
+    file states (``key``, as :func:`~agssp_zoo.training.data.to_coco` writes it), else their paths below the folder
+    that they share. An absolute path into the folder, without a stated key, is like any other name.
 
     Args:
         root: the folder of the COCO files.
@@ -28,21 +28,27 @@ def coco_images(root: Path, rels: Sequence[str], documents: Sequence[dict[str, A
     Raises:
         DataError: there are no images at all.
     """
-    entries = [entry for document in documents for entry in document["images"]]
+    base = root.absolute()
+    named = [entry for document in documents for entry in document["images"] if _name(entry)]
     found: dict[str, Any] = {}
-    for entry in entries:
-        name = entry.get("file_name")
-        if isinstance(name, str) and is_image(name) and Path(name).is_absolute():
-            name = name.replace("\\", "/")
-            if not Path(name).is_relative_to(root.absolute()) and Path(name).is_file():
-                found[name] = entry.get("key")
+    for entry in named:
+        path, key = Path(_name(entry)), entry.get("key")
+        stated = isinstance(key, str) and bool(key)
+        if is_image(path.name) and path.is_absolute() and (stated or not path.is_relative_to(base)) and path.is_file():
+            found[_name(entry)] = key if stated else None
     if not found:
         return list_images(root, rels)
     keys = list(found.values())
-    if not all(isinstance(key, str) and key for key in keys) or len(set(keys)) < len(keys):
+    if None in keys or len(set(keys)) < len(keys):
         shared = Path(os.path.commonpath([PurePosixPath(name).parent for name in found]))
         keys = [file.key for file in make_files(shared, [os.path.relpath(n, shared) for n in found], IMAGE_FOLDERS)]
-    outside = [File(name, name, key) for name, key in zip(found, keys, strict=True)]
-    named = [entry for entry in entries if isinstance(entry.get("file_name"), str)]
-    inside = any(entry["file_name"].replace("\\", "/") not in found for entry in named) and any(map(is_image, rels))
-    return outside + (list_images(root, rels) if inside else [])
+    images = [File(name, name, key) for name, key in zip(found, keys, strict=True)]
+    if all(_name(entry) in found for entry in named) or not any(map(is_image, rels)):
+        return images
+    taken = {Path(name) for name in found}
+    return images + [image for image in list_images(root, rels) if Path(image.path) not in taken]
+
+
+def _name(entry: dict[str, Any]) -> str:
+    name = entry.get("file_name")
+    return name.replace("\\", "/") if isinstance(name, str) else ""
