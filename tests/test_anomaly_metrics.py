@@ -179,6 +179,26 @@ def test_bins_are_within_1e_4_of_every_pixel_sorted(kind: str, rank: float) -> N
     assert figures["aupro"] == pytest.approx(_aupro_by_sorting(score, true, weight), abs=1e-4)
 
 
+def test_bins_serve_a_few_hundred_defective_pixels_in_a_heavy_tail() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(5)
+    maps = np.exp(2 * rng.normal(size=(200, 16, 16))).astype(np.float32)
+    limit = 0.8 * np.quantile(maps, 0.999)
+    counter = PixelCounter(ScoreBins([maps], total=maps.size))
+    scores, masks = [], []
+    for values in maps:
+        large = enlarge(values, (60, 70))
+        mask = large * np.exp(0.3 * rng.normal(size=large.shape)) > limit
+        counter.add(large, mask)
+        scores.append(large.ravel())
+        masks.append(mask.ravel())
+    true, score = np.concatenate(masks), np.concatenate(scores)
+    assert 300 < true.sum() < 1500
+    figures = counter.figures()
+    assert figures["pixel_auroc"] == pytest.approx(metrics.roc_auc_score(true, score), abs=1e-4)
+    assert figures["pixel_ap"] == pytest.approx(metrics.average_precision_score(true, score), abs=1e-4)
+
+
 def _region_weights(mask: np.ndarray) -> np.ndarray:
     from scipy.ndimage import label
 

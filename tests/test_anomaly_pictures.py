@@ -47,7 +47,7 @@ def test_an_overlay_shows_mask_map_and_boxes_in_their_places() -> None:
     image, heat, boxed = panels(draw_overlay(shown()))
     rows, columns = np.nonzero((image == GREEN).all(axis=2))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (79, 160, 239, 320)  # just around the mask
-    assert (image[200, 200] == 120).all()
+    assert (image[200, 200] == 120).all() and (image[90:150, 250:310] == 120).all()
     inside, outside = heat[100:140, 260:300].mean(axis=(0, 1)), heat[300:, :200].mean(axis=(0, 1))
     assert inside[0] > 180 > 80 > outside[0]
     changed = (boxed != 120).any(axis=2)
