@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``anomaly-eval``."""
     parser.add_argument("maps", metavar="DIR", help="the maps, as `agssp-zoo anomaly-maps` wrote them")
     parser.add_argument("--data", required=True, help="the labelled images; masks are found beside them")
-    parser.add_argument("--format", default="auto", choices=FORMATS, help="format of the labels (default: auto)")
+    formats = [name for name in FORMATS if name != "images"]  # without labels nothing can be measured
+    parser.add_argument("--format", default="auto", choices=formats, help="format of the labels (default: auto)")
     parser.add_argument("--split", default="all", help="which images (default: all that there are maps of)")
     parser.add_argument("--exclude", metavar="FILE", help="names of images to leave out, one a line")
     parser.add_argument(

@@ -16,6 +16,8 @@ METHODS = {
     "memory": ".memory",
     "mutual": ".mutual",
     "own": ".own",
+    "consensus": ".consensus",
+    "gaussian": ".gaussian",
     "auto": ".auto",
 }
 """Name -> its module, which has ``build(options: MapSettings) -> AnomalyMethod``."""

@@ -25,7 +25,8 @@ class MapSettings:
     method: str = setting(
         "auto",
         "kead (by text), memory (against normal images), mutual (against the other images), own (against the image "
-        "itself), auto (chooses without labels); a+b: the mean of two or more",
+        "itself), consensus (own, made consistent over the pool), gaussian (against the pool's distribution), auto "
+        "(chooses without labels); a+b: the mean of two or more",
     )
     split: str = setting("all", "split to make maps of; all: every image")
     format: str = setting("auto", "format of the labels, where the split or the normal images need them")

@@ -1,0 +1,274 @@
+"""Networks that describe patches, for maps without text: a Vision Transformer of timm, or a CNN backbone of the zoo.
+
+>>> encoder = load_encoder()                                                # ViT-S/14, DINOv2, from the Hub
+>>> encoder = load_encoder("vit_small_patch14_dinov2", "vit_s14.safetensors", size=336)
+>>> encoder = load_encoder("resnet50.imagenet")                             # a model of the zoo, by name or folder
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from agssp_zoo.errors import (
+    CheckpointError,
+    HubError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    UnsafeCheckpointError,
+)
+from agssp_zoo.hub import huggingface_hub
+
+from .clip_weights import hash_state
+
+if TYPE_CHECKING:
+    from agssp_zoo.models import Backbone
+
+DEFAULT_ENCODER = "vit_small_patch14_dinov2"
+"""Small, and self-supervised: its patches tell textures apart without having learnt any labels."""
+DEFAULT_SIZE = 224
+NO_WEIGHTS = "none"
+"""Newly drawn weights, for tests and for measuring speed."""
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Encoder(nn.Module):
+    """A network that gives every patch of an image one feature vector at each of several layers.
+
+    Attributes:
+        name: of the architecture.
+        depth: number of layers there are to choose of, counted from 1.
+        size: side of the square input, in pixels.
+        grid: rows and columns of patches.
+        sha256: of the weights.
+    """
+
+    name: str
+    depth: int
+    size: int
+    grid: tuple[int, int]
+    sha256: str
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self._mean, self._std = (np.asarray(values, np.float32).reshape(3, 1, 1) * 255 for values in (mean, std))
+
+    @abc.abstractmethod
+    def features(self, batch: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Features of the patches, row by row.
+
+        Args:
+            batch: float (B, 3, S, S), as :meth:`preprocess` makes it.
+            layers: which, ascending, from 1 to ``depth``.
+
+        Returns:
+            float32 (B, P, C) for each layer, L2-normalised over C.
+        """
+
+    @abc.abstractmethod
+    def pick(self, *shares: float) -> tuple[int, ...]:
+        """The layers at some shares of the depth, 0-1."""
+
+    def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
+        """Squashes an image (H, W, 3) onto the square input (bicubic) and normalises it; float32 (3, S, S)."""
+        picture = Image.fromarray(image)
+        if picture.size != (self.size, self.size):
+            picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        values = np.asarray(picture, np.float32).transpose(2, 0, 1)
+        return torch.from_numpy((values - self._mean) / self._std)
+
+
+class VitEncoder(Encoder):
+    """A Vision Transformer of timm: layer i is the patch tokens after block i, through the final norm.
+
+    Args:
+        module: the model, without a head, for inputs of ``size``.
+        name: its name.
+        size: side of the input.
+        mean: of the channels, 0-1, RGB.
+        std: likewise.
+    """
+
+    def __init__(self, module: Any, name: str, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(size, mean, std)
+        self.module, self.name, self.depth = module.eval().requires_grad_(False), name, len(module.blocks)
+        self.grid = tuple(module.patch_embed.grid_size)
+        self.sha256 = hash_state(module)
+
+    def features(self, batch: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """As in :class:`Encoder`; blocks beyond the last layer asked for are not computed."""
+        tokens = self.module.forward_intermediates(
+            batch,
+            indices=[layer - 1 for layer in layers],
+            norm=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        return [F.normalize(layer.float(), dim=-1) for layer in tokens]
+
+    def pick(self, *shares: float) -> tuple[int, ...]:
+        """Blocks, as in :class:`Encoder`."""
+        return tuple(sorted({max(1, round(share * self.depth)) for share in shares}))
+
+
+class CnnEncoder(Encoder):
+    """A backbone of the zoo: layer i is the map of stage i, its 3x3 neighbourhoods averaged, on the grid of stride 16.
+
+    Averaging over the neighbourhood: Roth et al., Towards total recall in industrial anomaly detection, CVPR 2022,
+    section 3.1 (``arXiv:2106.08265``).
+
+    Args:
+        module: the backbone.
+        size: side of the input, a multiple of its stride.
+    """
+
+    def __init__(self, module: Backbone, size: int) -> None:
+        preprocess = module.config.preprocess
+        mean, std = ([value / 255 for value in values] for values in (preprocess.mean, preprocess.std))
+        super().__init__(size, mean, std)
+        self.module, self.name = module.eval().requires_grad_(False), module.config.name
+        self.depth = len(module.stages)
+        strides = [info.reduction for info in module.stage_info]
+        self.grid = (size // min(16, max(strides)),) * 2
+        self.sha256 = hash_state(module)
+
+    def features(self, batch: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """As in :class:`Encoder`."""
+        self.module.set_out_indices([layer - 1 for layer in layers])
+        found = []
+        for stage in self.module(batch):
+            smooth = F.avg_pool2d(stage.float(), 3, 1, 1, count_include_pad=False)
+            if smooth.shape[-1] > self.grid[1]:
+                smooth = F.adaptive_avg_pool2d(smooth, self.grid)
+            elif smooth.shape[-1] < self.grid[1]:
+                smooth = F.interpolate(smooth, self.grid, mode="bilinear", align_corners=False)
+            found.append(F.normalize(smooth.flatten(2).transpose(1, 2), dim=-1))
+        return found
+
+    def pick(self, *shares: float) -> tuple[int, ...]:
+        """Stages: the early ones see edges only and the last one objects, so of four stages 2 and 3 serve for all."""
+        del shares
+        return tuple(range(max(1, self.depth - 2), max(2, self.depth)))
+
+
+def load_encoder(name: str = "", weights: str = "", *, size: int = 0) -> Encoder:
+    """Finds an encoder and its weights.
+
+    Args:
+        name: a Vision Transformer's name in timm, or a backbone of the zoo: its name or model folder. Left out:
+            :data:`DEFAULT_ENCODER`.
+        weights: a file (.safetensors, .pt, .pth, .bin) for a model of timm; left out, timm's own, downloaded once;
+            ``"none"`` draws new ones.
+        size: side of the input in pixels, a multiple of the patch or stride; 0: 224, or the next multiple.
+
+    Raises:
+        InvalidArgumentError: an unknown name, or a size that does not suit.
+        MissingDependencyError: timm is not installed.
+        CheckpointError: the weights do not fit; UnsafeCheckpointError where the file holds more than tensors.
+        ModelNotFoundError, HubError: the weights cannot be had.
+    """
+    name = name or DEFAULT_ENCODER
+    if name.startswith("vit_") or name.startswith("timm/"):
+        return _load_vit(name.removeprefix("timm/"), weights, size)
+    return _load_cnn(name, weights, size)
+
+
+def _load_cnn(name: str, weights: str, size: int) -> CnnEncoder:
+    from agssp_zoo.backbone import load_backbone
+
+    if weights not in ("", NO_WEIGHTS):
+        raise InvalidArgumentError(
+            f"--encoder-weights is for models of timm; {name} is looked for in the zoo: give its model folder as "
+            "--encoder (agssp-zoo convert makes one of a checkpoint)."
+        )
+    try:
+        module = load_backbone(name, weights=weights != NO_WEIGHTS)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error} Vision Transformers are called as in timm: vit_...") from None
+    stride = max(info.reduction for info in module.stage_info)
+    return CnnEncoder(module, _settle_size(size, stride, name))
+
+
+def _load_vit(name: str, weights: str, size: int) -> VitEncoder:
+    try:
+        import timm
+    except ImportError:
+        raise MissingDependencyError("Vision Transformers need timm; run `pip install 'agssp-zoo[train]'`.") from None
+    if not timm.is_model(name):
+        near = timm.list_models("*".join(["", *re.findall("[a-z]+[0-9]*", name.removeprefix("vit_"))[:2], ""]))[:5]
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise InvalidArgumentError(f"--encoder {name}: timm {timm.__version__} has no such model{hint}.")
+    probe: Any = timm.create_model(name, pretrained=False, num_classes=0, depth=1)
+    size = _settle_size(size, probe.patch_embed.patch_size[0], name)
+    download = weights == ""
+    if download:
+        huggingface_hub()  # switches its telemetry off before timm imports it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module: Any = timm.create_model(name, pretrained=download, num_classes=0, img_size=size)
+    except Exception as error:  # whatever the client raises: no network, no access, a full disk
+        if not download:
+            raise
+        raise HubError(
+            f"The weights of {name} are not on this machine and cannot be downloaded ({error}); bring a file here by "
+            "other means and give it as --encoder-weights FILE."
+        ) from None
+    if not hasattr(module, "forward_intermediates") or not hasattr(module, "blocks"):
+        raise InvalidArgumentError(f"--encoder {name}: is no plain Vision Transformer; take another vit_ model.")
+    if weights not in ("", NO_WEIGHTS):
+        _read_weights(module, Path(weights).expanduser(), name)
+    mean, std = (module.pretrained_cfg.get(key) or value for key, value in zip(("mean", "std"), _IMAGENET, strict=True))
+    return VitEncoder(module, name, size, mean, std)
+
+
+def _settle_size(size: int, step: int, name: str) -> int:
+    if not size:
+        return -(-DEFAULT_SIZE // step) * step
+    if size % step:
+        below = size // step * step
+        raise InvalidArgumentError(f"--size {size}: {name} takes multiples of {step}, as {below or step}.")
+    return size
+
+
+def _read_weights(module: Any, file: Path, name: str) -> None:
+    """Loads a file; of a pickle only tensors and plain containers are made."""
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    if not file.is_file():
+        raise CheckpointError(f"--encoder-weights {os.fspath(file)}: there is no such file.")
+    try:
+        state = load_state_dict(str(file), use_ema=False, weights_only=True)
+        state = checkpoint_filter_fn({key: value.float() for key, value in state.items()}, module)
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except pickle.UnpicklingError:
+        raise UnsafeCheckpointError(
+            f"{file}: holds more than tensors, or is damaged; nothing of it was executed. Give safetensors."
+        ) from None
+    except Exception as error:  # a damaged file can fail in any way
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise CheckpointError(f"{file}: cannot be read as weights of {name} ({detail}).") from None
+    unexpected = [key for key in unexpected if not key.startswith(("head.", "fc_norm."))]
+    if missing or unexpected:
+        some = ", ".join([*missing, *unexpected][:3])
+        raise CheckpointError(
+            f"{file}: is not of {name}: {len(missing)} tensors are missing and {len(unexpected)} unknown ({some})."
+        )

@@ -1,0 +1,107 @@
+"""What the methods without text share: an encoder's patch features, and how a map gives an image's score."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .encoders import Encoder, load_encoder
+from .method import AnomalyMethod, Loader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .settings import MapSettings
+
+TOP_SHARE = 0.01
+"""The image's score is the mean over this share of its patches, the highest ones: steadier than the maximum alone."""
+
+
+class FeatureMethod(AnomalyMethod):
+    """A method that goes by the features of an encoder.
+
+    Args:
+        encoder: the network.
+        layers: whose features are compared, from 1; empty for the method's own choice.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, encoder: Encoder, layers: Sequence[int] = (), seed: int = 0) -> None:
+        self.encoder, self.seed = encoder, seed
+        self.layers = tuple(sorted(set(layers))) or self.default_layers()
+        self.device = torch.device("cpu")
+
+    @abc.abstractmethod
+    def default_layers(self) -> tuple[int, ...]:
+        """The layers that serve this method best."""
+
+    @abc.abstractmethod
+    def distances(self, features: Sequence[Tensor]) -> Tensor:
+        """Anomaly of every patch.
+
+        Args:
+            features: (B, P, C) for each of the method's layers, L2-normalised.
+
+        Returns:
+            (B, P).
+        """
+
+    def to(self, device: torch.device) -> None:
+        """Moves the encoder; subclasses, what was learnt."""
+        self.encoder.to(device)
+        self.device = device
+
+    def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
+        """The image squashed onto the encoder's square input."""
+        return self.encoder.preprocess(image)
+
+    def encode(self, batch: Tensor) -> list[Tensor]:
+        """Features of a batch at the method's layers, on the method's device."""
+        with torch.no_grad():
+            return self.encoder.features(batch.to(self.device), self.layers)
+
+    def encode_all(self, loader: Loader, indices: Sequence[int]) -> Iterator[list[Tensor]]:
+        """Features of some images, batch after batch."""
+        for batch in loader(indices):
+            yield self.encode(batch)
+
+    def maps(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, gh, gw) and scores (B,), the mean of the highest :data:`TOP_SHARE` of the patches."""
+        features = self.encode(batch)
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+            found = self.distances(features)
+        return found.reshape(-1, *self.encoder.grid), top_mean(found)
+
+    def settings(self) -> dict[str, Any]:
+        """Encoder, its weights, input and layers, and the seed."""
+        return {
+            "method": self.name,
+            "encoder": self.encoder.name,
+            "weights_sha256": self.encoder.sha256,
+            "size": self.encoder.size,
+            "layers": list(self.layers),
+            "seed": self.seed,
+        }
+
+
+def top_mean(maps: Tensor) -> Tensor:
+    """Image scores of maps (B, P): the mean of the highest :data:`TOP_SHARE`."""
+    count = max(1, round(maps.shape[1] * TOP_SHARE))
+    return maps.topk(count, dim=1).values.mean(dim=1)
+
+
+def draw(total: int, count: int, seed: int) -> list[int]:
+    """Indices of ``count`` images out of ``total``, ascending, drawn by the seed; all where there are no more."""
+    if count >= total:
+        return list(range(total))
+    return sorted(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
+
+
+def encoder_of(options: MapSettings) -> Encoder:
+    """The encoder that the options name."""
+    return load_encoder(options.encoder, options.encoder_weights, size=options.size)
