@@ -30,6 +30,8 @@ BENCHMARKS = {
     "training-loss": "training:loss",
     "kead": "anomaly:kead",
     "winclip": "anomaly:winclip",
+    "pretrain-step": "pretrain:step",
+    "pretrain-loader": "pretrain:loader",
     "install": "install:base_install",
 }
 """Name -> module and function; a function takes the number of rounds and answers figures."""

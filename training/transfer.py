@@ -17,6 +17,7 @@ from agssp_zoo.folder import ModelFolder
 from agssp_zoo.hub import resolve
 from agssp_zoo.models.detectors import YOLOv8
 
+from .renormalize import renormalize
 from .settings import TrainSettings
 
 FILES = ("config.json", "model.safetensors")
@@ -61,6 +62,9 @@ def build_start(settings: TrainSettings, class_names: Sequence[str]) -> Start:
         config = folder.config
     if config.task != "detector":
         raise TrainingError(f"{settings.model} is a {config.task}; --model takes a detector: yolov8_n, yolov8_s, ...")
+    backbone = _find(settings.backbone_weights, FILES) if settings.backbone_weights else None
+    if backbone is not None:
+        config = _with_options(config, backbone.config, drawn=folder is None or settings.weights == "none")
     old_names = config.class_names
     config = config.replace(
         name=f"{config.architecture}.finetuned",
@@ -82,9 +86,9 @@ def build_start(settings: TrainSettings, class_names: Sequence[str]) -> Start:
                 tensors = {k: v for k, v in tensors.items() if not k.startswith(f"head.cls_branches.{level}.2.")}
         loaded += _load_fitting(module, tensors)
         sources[folder.config.name] = folder.config.provenance
-    if settings.backbone_weights:
-        backbone = _find(settings.backbone_weights, FILES)
-        taken = _load_fitting(module.backbone, _read(backbone))
+    if backbone is not None:
+        old, new = backbone.config.preprocess, config.preprocess
+        taken = _load_fitting(module.backbone, renormalize(module.backbone, _read(backbone), old, new))
         if not taken:
             raise TrainingError(f"{settings.backbone_weights}: no weight fits the backbone of {settings.model}.")
         loaded += [f"backbone.{name}" for name in taken]
@@ -105,6 +109,30 @@ def _find(model: str, files: tuple[str, ...]) -> ModelFolder:
         return resolve(model, files=files)
     except WeightsNotPublishedError as error:
         raise WeightsNotPublishedError(f"{error} Or train from random weights: --weights none.") from None
+
+
+def _with_options(config: ModelConfig, backbone: ModelConfig, *, drawn: bool) -> ModelConfig:
+    """The detector's config with its backbone's options, which no shape tells, such as where a ResNet's strides are.
+
+    Args:
+        config: of the detector.
+        backbone: of the model whose weights its backbone takes.
+        drawn: whether the detector's own weights are drawn anew, so that nothing depends on its options.
+
+    Raises:
+        TrainingError: the detector's weights were trained with other options.
+    """
+    own = models.get_architecture(config.architecture).options
+    known = {key: own[key] for key in models.get_architecture(backbone.architecture).options if key in own}
+    wanted = {key: backbone.options.get(key, default) for key, default in known.items()}
+    if all(config.options.get(key, default) == wanted[key] for key, default in known.items()):
+        return config
+    if not drawn:
+        raise TrainingError(
+            f"--backbone-weights: {backbone.name} was trained with {wanted}, {config.name} with other options; take "
+            "--weights none."
+        )
+    return config.replace(options={**config.options, **wanted})
 
 
 def _at_size(config: ModelConfig, size: int) -> Preprocess:

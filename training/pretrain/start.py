@@ -17,6 +17,7 @@ from agssp_zoo.errors import CheckpointError, TrainingError, WeightsNotPublished
 from agssp_zoo.folder import sha256_file
 from agssp_zoo.models import Backbone
 
+from ..renormalize import renormalize
 from ..transfer import ORIGIN
 from .settings import PretrainSettings
 
@@ -72,11 +73,13 @@ def build_backbone(settings: PretrainSettings) -> BackboneStart:
             )
     config = config.replace(name=f"{settings.model}.agbp", preprocess=_preprocess(config, settings))
     module = models.build(config, init=loaded is None)
-    if loaded is not None:
-        module.load_state_dict(loaded.state_dict(), assign=True)
-        module.requires_grad_(True)
     if not isinstance(module, Backbone):
         raise TrainingError(f"--model {settings.model} is no backbone.")
+    if loaded is not None:
+        # What the weights were trained with and what they get may differ (``pixels``).
+        tensors = renormalize(module, loaded.state_dict(), loaded.config.preprocess, config.preprocess)
+        module.load_state_dict(tensors, assign=True)
+        module.requires_grad_(True)
     return BackboneStart(module, source, origin)
 
 

@@ -1,0 +1,92 @@
+"""A backbone's weights in a detector: the same pixels give the same features, and strides are its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from agssp_zoo import models  # noqa: E402
+from agssp_zoo.config import Preprocess  # noqa: E402
+from agssp_zoo.errors import TrainingError  # noqa: E402
+from agssp_zoo.folder import write_folder  # noqa: E402
+from agssp_zoo.models import Backbone  # noqa: E402
+from agssp_zoo.training.renormalize import renormalize  # noqa: E402
+from agssp_zoo.training.settings import TrainSettings  # noqa: E402
+from agssp_zoo.training.transfer import build_start  # noqa: E402
+
+UNIT = Preprocess()
+
+
+def trained(architecture: str, **options: Any) -> Backbone:
+    """A backbone whose statistics are not those it was built with."""
+    torch.manual_seed(4)
+    module = models.build(models.default_config(architecture, options=options))
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.3)
+            layer.running_var.uniform_(0.5, 2)
+    assert isinstance(module, Backbone)
+    return module.eval()
+
+
+def folder_of(module: Backbone, folder: Path) -> Path:
+    writers = {"model.safetensors": lambda path: models.save_weights(module, path, module.config)}
+    return write_folder(folder, module.config, writers)
+
+
+@pytest.mark.parametrize("architecture", ["cspdarknet_n", "resnet50"])
+def test_other_pixels_give_the_same_features(architecture: str) -> None:
+    source = trained(architecture)
+    old = source.config.preprocess
+    assert old.mean != UNIT.mean
+    target = models.build(source.config.replace(preprocess=dataclasses.replace(old, mean=UNIT.mean, std=UNIT.std)))
+    assert isinstance(target, Backbone)
+    tensors = source.state_dict()
+    target.load_state_dict(renormalize(target, tensors, old, target.config.preprocess))
+    target.eval()
+    # At the border zero padding stands for another colour now, so only what lies within is compared.
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        one, two = (m.forward_stem(m.normalize(images)) for m in (source, target))
+        plain = target.forward_stem(source.normalize(images))
+    inner = (..., slice(3, -3), slice(3, -3))
+    torch.testing.assert_close(two[inner], one[inner], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain[inner], one[inner], atol=0.1)
+    # The way back gives the weights again, and equal pixels change nothing.
+    back = renormalize(source, target.state_dict(), target.config.preprocess, old)
+    for name, value in tensors.items():
+        torch.testing.assert_close(back[name], value, rtol=1e-5, atol=1e-5)
+    same = renormalize(source, tensors, old, dataclasses.replace(old, size=(64, 64)))
+    assert all(same[name] is value for name, value in tensors.items())
+
+
+def test_a_detector_takes_its_backbone_s_pixels_and_strides(tmp_path: Path) -> None:
+    source = trained("resnet50", v1_strides=True)
+    folder = folder_of(source, tmp_path / "resnet")
+    settings = TrainSettings(data="x", model="yolov8_resnet50", weights="none", backbone_weights=str(folder))
+    module = build_start(settings, ("a",)).module
+    assert module.config.options["v1_strides"] is True and module.backbone.layer2[0].conv1.stride == (2, 2)
+    assert module.config.preprocess.mean == UNIT.mean
+    module.eval()
+    image = torch.full((1, 96, 96, 3), 90, dtype=torch.uint8)
+    image[:, 40:56, 40:56] = 200
+    with torch.no_grad():
+        found, expected = (m.forward_stem(m.normalize(image)) for m in (module.backbone, source))
+        torch.testing.assert_close(found[..., 3:-3, 3:-3], expected[..., 3:-3, 3:-3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_detector_with_weights_of_its_own_keeps_its_strides(tmp_path: Path) -> None:
+    backbone = folder_of(trained("resnet50", v1_strides=True), tmp_path / "backbone")
+    config = models.default_config("yolov8_resnet50", class_names=("a",))
+    detector = models.build(config)
+    writers = {"model.safetensors": lambda path: models.save_weights(detector, path, config)}
+    folder = write_folder(tmp_path / "detector", config, writers)
+    with pytest.raises(TrainingError, match=r"was trained with .*v1_strides.* take --weights none"):
+        build_start(TrainSettings(data="x", model=str(folder), backbone_weights=str(backbone)), ("a",))
+    settings = TrainSettings(data="x", model=str(folder), weights="none", backbone_weights=str(backbone))
+    assert build_start(settings, ("a",)).module.config.options["v1_strides"] is True
