@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .consensus import Consensus
-from .features import FeatureMethod, draw, encoder_of
+from .features import FeatureMethod, draw, encoder_of, exactly
 from .gaussian import Gaussian
 from .method import Loader
 from .mutual import Mutual
@@ -63,6 +63,7 @@ class Auto(FeatureMethod):
             part.to(device)
         self.ranges = self.ranges.to(device)
 
+    @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
         """Chooses, and lets the chosen ones prepare themselves."""
         own, mutual = Own(self.encoder, self._wanted, self.seed), Mutual(self.encoder, self._wanted, self.seed)
@@ -103,8 +104,7 @@ class Auto(FeatureMethod):
         layers = tuple(sorted({layer for method in methods for layer in method.layers}))
         found: list[list[Tensor]] = [[] for _ in methods]
         for batch in loader(sample):
-            with torch.no_grad():
-                features = dict(zip(layers, self.encoder.features(batch.to(self.device), layers), strict=True))
+            features = dict(zip(layers, self.encode(batch, layers), strict=True))
             for method, values in zip(methods, found, strict=True):
                 values.append(method.distances([features[layer] for layer in method.layers]).flatten())
         return [torch.cat(values) for values in found]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .features import FeatureMethod, draw, encoder_of
+from .features import FeatureMethod, draw, encoder_of, exactly
 from .method import Loader
 from .own import Own
 
@@ -52,6 +52,7 @@ class Consensus(FeatureMethod):
         self.own.to(device)
         self.weights, self.offset, self.mean = (t.to(device) for t in (self.weights, self.offset, self.mean))
 
+    @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
         """Learns the function from patches of up to :data:`IMAGES` images."""
         self.own.prepare(loader, images)

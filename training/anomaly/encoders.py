@@ -56,6 +56,7 @@ class Encoder(nn.Module):
         size: side of the square input, in pixels.
         grid: rows and columns of patches.
         sha256: of the weights.
+        half: the type of mixed precision that it computes in; ``None``: float32.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Encoder(nn.Module):
     size: int
     grid: tuple[int, int]
     sha256: str
+    half: torch.dtype | None = None
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +17,28 @@ from .method import AnomalyMethod, Loader
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..data.dataset import Dataset
     from .settings import MapSettings
 
 TOP_SHARE = 0.01
 """The image's score is the mean over this share of its patches, the highest ones: steadier than the maximum alone."""
+
+
+_Method = TypeVar("_Method", bound="FeatureMethod")
+
+
+def exactly(
+    prepare: Callable[[_Method, Loader, Dataset], None],
+) -> Callable[[_Method, Loader, Dataset], None]:
+    """A ``prepare`` whose statistics are computed in full precision, and only the encoder in the driver's."""
+
+    @functools.wraps(prepare)
+    def run(method: _Method, loader: Loader, images: Dataset) -> None:
+        method.note_precision()
+        with torch.no_grad(), torch.autocast(method.device.type, enabled=False):
+            prepare(method, loader, images)
+
+    return run
 
 
 class FeatureMethod(AnomalyMethod):
@@ -60,10 +79,23 @@ class FeatureMethod(AnomalyMethod):
         """The image squashed onto the encoder's square input."""
         return self.encoder.preprocess(image)
 
-    def encode(self, batch: Tensor) -> list[Tensor]:
-        """Features of a batch at the method's layers, on the method's device."""
-        with torch.no_grad():
-            return self.encoder.features(batch.to(self.device), self.layers)
+    def note_precision(self) -> None:
+        """Keeps in mind which arithmetic the driver wants of the encoder, also where the rest is exact."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            self.encoder.half = torch.get_autocast_dtype(kind)
+
+    def encode(self, batch: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Features of a batch, on the method's device.
+
+        Args:
+            batch: float32 (B, 3, S, S).
+            layers: left out, the method's.
+        """
+        self.note_precision()
+        half, kind = self.encoder.half, self.device.type
+        with torch.no_grad(), torch.autocast(kind, half, enabled=half is not None):
+            return self.encoder.features(batch.to(self.device), self.layers if layers is None else layers)
 
     def encode_all(self, loader: Loader, indices: Sequence[int]) -> Iterator[list[Tensor]]:
         """Features of some images, batch after batch."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .features import FeatureMethod, draw, encoder_of
+from .features import FeatureMethod, draw, encoder_of, exactly
 from .method import Loader
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Gaussian(FeatureMethod):
         super().to(device)
         self.means, self.roots = [m.to(device) for m in self.means], [r.to(device) for r in self.roots]
 
+    @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
         """Estimates the distribution in one pass over up to :data:`IMAGES` images."""
         count, sums, products = 0, list[Tensor](), list[Tensor]()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agssp_zoo.errors import DataError
 
-from .features import FeatureMethod, encoder_of
+from .features import FeatureMethod, encoder_of, exactly
 from .method import Loader
 from .neighbours import coreset, nearest
 
@@ -54,6 +54,7 @@ class Memory(FeatureMethod):
         super().to(device)
         self.bank = [kept.to(device) for kept in self.bank]
 
+    @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
         """Remembers the patches of the normal images; of many, those that cover the others.
 

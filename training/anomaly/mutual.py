@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agssp_zoo.errors import DataError
 
-from .features import FeatureMethod, draw, encoder_of
+from .features import FeatureMethod, draw, encoder_of, exactly
 from .method import Loader
 from .neighbours import nearest_by_image
 
@@ -55,6 +55,7 @@ class Mutual(FeatureMethod):
         super().to(device)
         self.bank = [kept.to(device) for kept in self.bank]
 
+    @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
         """Keeps the features of a sample of the pool.
 

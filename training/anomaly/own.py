@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .features import FeatureMethod, draw, encoder_of
+from .features import FeatureMethod, draw, encoder_of, exactly
 from .method import Loader
 from .position import SAMPLE, PositionPart, from_mean
 
@@ -44,6 +44,7 @@ class Own(FeatureMethod):
         self.position = self.position.to(device)
         self.scales = None if self.scales is None else self.scales.to(device)
 
+    @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
         """Learns position part and scales."""
         batches = list(self.encode_all(loader, draw(len(images), SAMPLE, self.seed)))
