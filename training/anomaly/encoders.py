@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         size: side of the square input, in pixels.
         grid: rows and columns of patches.
         sha256: of the weights.
-        half: the type of mixed precision that it computes in; ``None``: float32.
+        mixed: the type of mixed precision that it computes in; ``None``: float32.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
     size: int
     grid: tuple[int, int]
     sha256: str
-    half: torch.dtype | None = None
+    mixed: torch.dtype | None = None
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def load_encoder(name: str = "", weights: str = "", *, size: int = 0) -> Encoder
         name: a Vision Transformer's name in timm, or a backbone of the zoo: its name or model folder. Left out:
             :data:`DEFAULT_ENCODER`.
         weights: a file (.safetensors, .pt, .pth, .bin) for a model of timm; left out, timm's own, downloaded once;
-            ``"none"`` draws new ones.
+            ``"none"`` draws new ones, each time the same.
         size: side of the input in pixels, a multiple of the patch or stride; 0: 224, or the next multiple.
 
     Raises:
@@ -187,9 +187,11 @@ def load_encoder(name: str = "", weights: str = "", *, size: int = 0) -> Encoder
         ModelNotFoundError, HubError: the weights cannot be had.
     """
     name = name or DEFAULT_ENCODER
-    if name.startswith("vit_") or name.startswith("timm/"):
-        return _load_vit(name.removeprefix("timm/"), weights, size)
-    return _load_cnn(name, weights, size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # new weights are the same in each process, and in a run that goes on
+        if name.startswith("vit_") or name.startswith("timm/"):
+            return _load_vit(name.removeprefix("timm/"), weights, size)
+        return _load_cnn(name, weights, size)
 
 
 def _load_cnn(name: str, weights: str, size: int) -> CnnEncoder:
@@ -217,8 +219,14 @@ def _load_vit(name: str, weights: str, size: int) -> VitEncoder:
         near = timm.list_models("*".join(["", *re.findall("[a-z]+[0-9]*", name.removeprefix("vit_"))[:2], ""]))[:5]
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InvalidArgumentError(f"--encoder {name}: timm {timm.__version__} has no such model{hint}.")
-    probe: Any = timm.create_model(name, pretrained=False, num_classes=0, depth=1)
-    size = _settle_size(size, probe.patch_embed.patch_size[0], name)
+    try:
+        probe: Any = timm.create_model(name, pretrained=False, num_classes=0, depth=1)
+        step = int(probe.patch_embed.feat_ratio(as_scalar=True))
+    except (RuntimeError, TypeError, AttributeError) as error:  # an unknown tag; a network of another kind
+        raise InvalidArgumentError(
+            f"--encoder {name}: cannot be built as a Vision Transformer ({error}); take a vit_ model of timm."
+        ) from None
+    size = _settle_size(size, step, name)
     download = weights == ""
     if download:
         huggingface_hub()  # switches its telemetry off before timm imports it

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agssp_zoo.errors import DataError, InvalidArgumentError
+
 from .encoders import Encoder, load_encoder
 from .method import AnomalyMethod, Loader
 
@@ -48,11 +50,18 @@ class FeatureMethod(AnomalyMethod):
         encoder: the network.
         layers: whose features are compared, from 1; empty for the method's own choice.
         seed: of what is drawn.
+
+    Raises:
+        InvalidArgumentError: the encoder has no such layer.
     """
 
     def __init__(self, encoder: Encoder, layers: Sequence[int] = (), seed: int = 0) -> None:
         self.encoder, self.seed = encoder, seed
         self.layers = tuple(sorted(set(layers))) or self.default_layers()
+        if self.layers[0] < 1 or self.layers[-1] > encoder.depth:
+            raise InvalidArgumentError(
+                f"--layers {' '.join(map(str, self.layers))}: {encoder.name} has layers 1 to {encoder.depth}."
+            )
         self.device = torch.device("cpu")
 
     @abc.abstractmethod
@@ -83,7 +92,7 @@ class FeatureMethod(AnomalyMethod):
         """Keeps in mind which arithmetic the driver wants of the encoder, also where the rest is exact."""
         kind = self.device.type
         if torch.is_autocast_enabled(kind):
-            self.encoder.half = torch.get_autocast_dtype(kind)
+            self.encoder.mixed = torch.get_autocast_dtype(kind)
 
     def encode(self, batch: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Features of a batch, on the method's device.
@@ -93,19 +102,38 @@ class FeatureMethod(AnomalyMethod):
             layers: left out, the method's.
         """
         self.note_precision()
-        half, kind = self.encoder.half, self.device.type
+        half, kind = self.encoder.mixed, self.device.type
         with torch.no_grad(), torch.autocast(kind, half, enabled=half is not None):
             return self.encoder.features(batch.to(self.device), self.layers if layers is None else layers)
 
-    def encode_all(self, loader: Loader, indices: Sequence[int]) -> Iterator[list[Tensor]]:
-        """Features of some images, batch after batch."""
+    def encode_all(self, loader: Loader, indices: Sequence[int], *, needed: bool = False) -> Iterator[list[Tensor]]:
+        """Features of some images, batch after batch, without the images that cannot be read.
+
+        Args:
+            loader: as :meth:`prepare` is given it.
+            indices: of the images.
+            needed: that none of them can be read is an error; else the features of an empty image stand for them.
+
+        Raises:
+            DataError: none could be read.
+        """
+        empty = None
         for batch in loader(indices):
-            yield self.encode(batch)
+            read = batch.flatten(1).any(dim=1)  # what cannot be read comes as zeros
+            if bool(read.any()):
+                indices, empty = (), None
+                yield self.encode(batch if bool(read.all()) else batch[read])
+            elif indices:
+                empty = batch[:1]
+        if empty is not None:
+            if needed:
+                raise DataError(f"--method {self.name}: not one of the {len(indices)} images it needs can be read.")
+            yield self.encode(empty)
 
     def maps(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, gh, gw) and scores (B,), the mean of the highest :data:`TOP_SHARE` of the patches."""
         features = self.encode(batch)
-        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        with torch.no_grad(), exact(self.device):
             found = self.distances(features)
         return found.reshape(-1, *self.encoder.grid), top_mean(found)
 
@@ -119,6 +147,11 @@ class FeatureMethod(AnomalyMethod):
             "layers": list(self.layers),
             "seed": self.seed,
         }
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """What is computed of features is computed in float32, whatever the network's own precision."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def top_mean(maps: Tensor) -> Tensor:
