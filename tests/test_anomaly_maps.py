@@ -29,8 +29,9 @@ import anomaly_method  # noqa: E402
 from agssp_zoo.cli import main  # noqa: E402
 from agssp_zoo.errors import DataError, InvalidArgumentError, TrainingError  # noqa: E402
 from agssp_zoo.training.anomaly import MapStore  # noqa: E402
-from agssp_zoo.training.anomaly.maps import STATE_FILE, Outcome, make_maps  # noqa: E402
+from agssp_zoo.training.anomaly.maps import Outcome, make_maps  # noqa: E402
 from agssp_zoo.training.anomaly.methods import METHODS, build_method  # noqa: E402
+from agssp_zoo.training.anomaly.preparing import STATE_FILE  # noqa: E402
 from agssp_zoo.training.anomaly.settings import MapSettings  # noqa: E402
 from agssp_zoo.training.data import Dataset, Record, pack, read_images  # noqa: E402
 from agssp_zoo.training.data.records import empty_labels  # noqa: E402

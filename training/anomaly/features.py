@@ -37,10 +37,15 @@ def exactly(
     @functools.wraps(prepare)
     def run(method: _Method, loader: Loader, images: Dataset) -> None:
         method.note_precision()
-        with torch.no_grad(), torch.autocast(method.device.type, enabled=False):
+        with torch.no_grad(), exact(method.device):
             prepare(method, loader, images)
 
     return run
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """What is computed of features is computed in float32, whatever the encoder's precision."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class FeatureMethod(AnomalyMethod):
@@ -117,15 +122,15 @@ class FeatureMethod(AnomalyMethod):
         Raises:
             DataError: none could be read.
         """
-        empty = None
+        empty, found = None, False
         for batch in loader(indices):
             read = batch.flatten(1).any(dim=1)  # what cannot be read comes as zeros
             if bool(read.any()):
-                indices, empty = (), None
+                found = True
                 yield self.encode(batch if bool(read.all()) else batch[read])
-            elif indices:
+            else:
                 empty = batch[:1]
-        if empty is not None:
+        if not found and empty is not None:
             if needed:
                 raise DataError(f"--method {self.name}: not one of the {len(indices)} images it needs can be read.")
             yield self.encode(empty)
@@ -147,11 +152,6 @@ class FeatureMethod(AnomalyMethod):
             "layers": list(self.layers),
             "seed": self.seed,
         }
-
-
-def exact(device: torch.device) -> torch.autocast:
-    """What is computed of features is computed in float32, whatever the network's own precision."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def top_mean(maps: Tensor) -> Tensor:

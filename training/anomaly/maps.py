@@ -1,21 +1,23 @@
 """Making the anomaly maps of a pool: by one method or several, in one process or several, once and for all.
 
-Several processes, started by ``accelerate launch``, do not talk to each other: the first one prepares the method and
-makes the store, the others wait until they see its files, each one then makes the maps of its own blocks of rows, and
-the first one finishes the store when every row is there. So a process may take hours longer than another.
+The data sets of a pool are worked on one after the other, each by what was learnt of it alone (:mod:`.preparing`).
+Several processes, started by ``accelerate launch``, do not talk to each other: each prepares the method for some of the
+data sets, the first one makes the store, and all wait until they see the files that they need; each one then makes the
+maps of its own blocks of rows, and the first one finishes the store when every row is there. So a process may take
+hours longer than another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from agssp_zoo.errors import InvalidArgumentError, MissingDependencyError, TrainingError
 
@@ -24,10 +26,11 @@ from ..data.progress import progress
 from ..data.unlabelled import read_images, sources
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads, settle_workers
 from .combine import combine
-from .layout import UNREADABLE, WAITING, describe_images, fingerprint, read_store_file, writing
+from .layout import UNREADABLE, WAITING, read_store_file
 from .methods import build_method, method_names
 from .normal import normal_images, normal_settings
-from .reading import Tolerance, gray_input, make_loader, read_batches
+from .preparing import Group, Preparation, group_images, wait_for
+from .reading import Tolerance, gray_input, read_batches
 from .settings import MapSettings
 from .store import MapStore
 from .writer import MapWriter
@@ -38,12 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .method import AnomalyMethod
-
-STATE_FILE = "method.safetensors"
-"""What a method has learnt of the pool, in the store's folder."""
-
-_WAIT = 0.2
-"""Seconds between two looks for a file of the first process."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,9 @@ class _Part:
             looked_at = normal_images(self.settings, self.name)
             described["normal"] = normal_settings(looked_at, self.images)
         names = sources(self.images, one=self.settings.sources == "one")
+        groups = group_images(names, apart=method.prepares_on == "images")
+        if len(groups) > 1:
+            described["prepared"] = "by data set"
 
         def join() -> MapWriter:
             return MapWriter(self.out, self.images, described, method.bounded, sources=names)
@@ -160,103 +160,111 @@ class _Part:
         if writer is None and (read_store_file(self.out) or {}).get("complete"):
             return Outcome(None, self.images, 0, 0.0, ())
         method.to(self.device)
-        if method.prepares_on != "nothing":
-            self._prepare(method, looked_at, described)
+        preparation = Preparation(
+            method,
+            groups if len(groups) > 1 else group_images([""] * len(looked_at), apart=False),
+            looked_at,
+            self.out,
+            described,
+            processes=self.processes,
+            rank=self.rank,
+            batch=self.settings.batch,
+            workers=self.workers,
+            tolerance=self.settings.tolerance,
+            computing=self._computing,
+        )
+        preparation.learn()
         if writer is None:
-            _wait_for(lambda: read_store_file(self.out) is not None)
+            wait_for(lambda: read_store_file(self.out) is not None)
             writer = join()
         elif writer.grid is None:
+            preparation.load(0)
             maps, _ = self._maps(method, gray_input(method.preprocess)[None])
             writer.create((maps.shape[1], maps.shape[2]))
         start = time.monotonic()
-        made = self._make(method, writer)
+        notes = list[str]()
+        made = self._make(method, writer, groups, preparation, notes)
         if self.rank != 0:
             writer.close()
-            return Outcome(None, self.images, made, time.monotonic() - start, method.notes())
-        _wait_for(lambda: writer.count(WAITING) == 0)
-        lost = writer.count(UNREADABLE)
+            return Outcome(None, self.images, made, time.monotonic() - start, tuple(notes))
+        wait_for(lambda: not len(writer.rows(WAITING)))
+        lost = len(writer.rows(UNREADABLE))
         if lost > self.settings.tolerance * len(self.images):  # of all processes together
             raise TrainingError(
                 f"{lost} of {len(self.images)} images cannot be read, more than --tolerance {self.settings.tolerance:g}"
                 "; restore them, or give a higher --tolerance to go on without them."
             )
         seconds = time.monotonic() - start
-        return Outcome(writer.finish(method.notes()), self.images, missing - lost, seconds, method.notes())
+        return Outcome(writer.finish(notes), self.images, missing - lost, seconds, tuple(notes))
 
-    def _prepare(self, method: AnomalyMethod, images: Dataset, described: dict[str, Any]) -> None:
-        """Lets the method look at the pool, or takes what it learnt in an earlier run or in the first process."""
-        import torch
-        from safetensors.torch import load_file, save_file
-
-        file = self.out / STATE_FILE
-        of = [described, fingerprint(describe_images(self.images, sources(self.images)))]
-        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-        if self.rank != 0:
-            _wait_for(lambda: _digest_of(file) == digest)
-        if _digest_of(file) == digest:
-            method.load_state(load_file(file))
-            return
-        tolerance = Tolerance(images, self.settings.tolerance)
-        with torch.no_grad(), self.accelerator.autocast():
-            method.prepare(make_loader(images, method.preprocess, self.settings.batch, self.workers, tolerance), images)
-        state = {name: value.detach().cpu().contiguous() for name, value in method.state().items()}
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        with writing(file):
-            self.out.mkdir(parents=True, exist_ok=True)
-            save_file(state, temporary, {"digest": digest})
-            temporary.replace(file)
-
-    def _make(self, method: AnomalyMethod, writer: MapWriter) -> int:
-        """Makes the maps of this process's blocks; their number."""
-        size = self.settings.batch
-        blocks: dict[int, list[int]] = {}
-        for row in writer.todo.tolist():
-            if row // size % self.processes == self.rank:
-                blocks.setdefault(row // size, []).append(row)
-        total = sum(map(len, blocks.values()))
+    def _make(
+        self,
+        method: AnomalyMethod,
+        writer: MapWriter,
+        groups: Sequence[Group],
+        preparation: Preparation,
+        notes: list[str],
+    ) -> int:
+        """Makes the maps of this process's blocks, group after group; their number."""
+        work = self._divide(writer, groups)
         tolerance = Tolerance(self.images, self.settings.tolerance)
 
-        def work() -> Iterator[int]:
+        def make() -> Iterator[int]:
             pin = self.device.type == "cuda"
-            for read in read_batches(self.images, blocks.values(), method.preprocess, self.workers, pin=pin):
-                tolerance.check(read)
-                if read.unreadable:
-                    writer.mark_unreadable(list(read.unreadable))
-                if read.inputs is not None:
-                    maps, scores = self._maps(method, read.inputs)
-                    writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
-                yield from read.indices
+            for place, blocks in enumerate(work):
+                if blocks or self.rank == 0:  # which is to know all notes
+                    notes.extend(preparation.load(place))
+                for read in read_batches(self.images, blocks, method.preprocess, self.workers, pin=pin):
+                    tolerance.check(read)
+                    if read.unreadable:
+                        writer.mark_unreadable(list(read.unreadable))
+                    if read.inputs is not None:
+                        maps, scores = self._maps(method, read.inputs)
+                        writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
+                    yield from read.indices
 
-        shown = progress(work(), total, f"anomaly maps ({self.name})") if self.rank == 0 else work()
+        total = sum(len(block) for blocks in work for block in blocks)
+        shown = progress(make(), total, f"anomaly maps ({self.name})") if self.rank == 0 else make()
         return sum(1 for _ in shown)
+
+    def _divide(self, writer: MapWriter, groups: Sequence[Group]) -> list[list[list[int]]]:
+        """This process's part of what is to be done: for each group, batches of rows.
+
+        Blocks of rows go to the processes in turn, on from group to group, whether they are done or not: so which are
+        whose does not depend on what an earlier run has left. Rows that it could not read are the first process's,
+        since it must not finish the store before they have been tried again.
+        """
+        waiting, lost = np.zeros((2, len(self.images)), bool)
+        waiting[writer.rows(WAITING)] = True
+        lost[writer.rows(UNREADABLE)] = self.rank == 0
+        size, number, work = self.settings.batch, 0, list[list[list[int]]]()
+        for group in groups:
+            work.append([])
+            for at in range(0, len(group.rows), size):
+                block = group.rows[at : at + size]
+                mine = number % self.processes == self.rank
+                left = block[(waiting[block] & mine) | lost[block]].tolist()
+                if left:
+                    work[-1].append(left)
+                number += 1
+        return work
 
     def _maps(self, method: AnomalyMethod, inputs: Tensor) -> tuple[Tensor, Tensor]:
         import torch
 
+        with torch.inference_mode(), self._computing():
+            return method.maps(inputs.to(self.device, non_blocking=True))
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Without gradients, in the precision that was asked for; tells when a GPU's memory ends."""
+        import torch
+
         try:
-            with torch.inference_mode(), self.accelerator.autocast():
-                return method.maps(inputs.to(self.device, non_blocking=True))
+            with torch.no_grad(), self.accelerator.autocast():
+                yield
         except torch.OutOfMemoryError:
             raise TrainingError(
                 f"The GPU's memory is too small for --batch {self.settings.batch}; run the same command with a smaller "
                 "one: it goes on where it stopped."
             ) from None
-
-
-def _digest_of(file: Path) -> str:
-    """What a file of learnt tensors belongs to; empty where there is none."""
-    from safetensors import safe_open
-
-    if not file.is_file():
-        return ""
-    try:
-        with safe_open(file, "pt") as opened:
-            return str((opened.metadata() or {}).get("digest", ""))
-    except Exception as error:  # safetensors has errors of its own
-        raise TrainingError(f"{file}: is damaged ({error}); remove it and run the same command again.") from None
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    """Waits for what another process does; when that fails, whoever started the processes ends this one too."""
-    while not condition():
-        time.sleep(_WAIT)

@@ -133,6 +133,8 @@ class MapWriter:
             if self._maps.shape != (len(images), *(self.grid or ())):
                 raise ValueError("its files do not fit together")
         except (OSError, ValueError) as error:
+            if self._is_finished():
+                return
             raise TrainingError(f"{self.path}: is damaged ({error}); remove it and start again.") from None
         if described["keys"] != self._described["keys"]:
             raise TrainingError(f"{self.path}: holds the same images in another order; give another --out.")
@@ -140,14 +142,29 @@ class MapWriter:
     def _open(self) -> None:
         self._maps, self._scores, self._done = (Rows(self.path / n) for n in (MAPS_FILE, SCORES_FILE, DONE_FILE))
 
+    def _is_finished(self) -> bool:
+        """Whether the store is complete by now: another process may have finished it, and removed what made it."""
+        self._complete = self._complete or bool((read_store_file(self.path) or {}).get("complete"))
+        return self._complete
+
+    def _states(self) -> NDArray[np.uint8]:
+        """The state of every row, uint8 (N,)."""
+        count = self._values["images"]
+        if self.grid is None:
+            return np.full(count, WAITING, np.uint8)
+        if not self._complete:
+            try:
+                states: NDArray[np.uint8] = np.load(self.path / DONE_FILE)
+                return states
+            except FileNotFoundError:
+                if not self._is_finished():
+                    raise TrainingError(f"{self.path}: has lost {DONE_FILE}; remove it and start again.") from None
+        return np.full(count, DONE, np.uint8)
+
     @property
     def todo(self) -> NDArray[np.int64]:
         """Indices of the images that have no map yet, int64; unreadable ones are tried again."""
-        if self._complete:
-            return np.zeros(0, np.int64)
-        if self.grid is None:
-            return np.arange(self._values["images"])
-        return np.flatnonzero(np.load(self.path / DONE_FILE) != DONE)
+        return np.flatnonzero(self._states() != DONE)
 
     def write(self, indices: Sequence[int], maps: NDArray[np.floating], scores: NDArray[np.floating]) -> None:
         """Writes maps (B, gh, gw) and scores (B,) of the images at some indices; makes the store if need be.
@@ -189,13 +206,15 @@ class MapWriter:
         """Waits until all is on the disk; another process goes on."""
         if self.grid is not None and not self._complete:
             with writing(self.path):
-                self._sync()
+                try:
+                    self._sync()
+                except FileNotFoundError:
+                    if not self._is_finished():
+                        raise
 
-    def count(self, state: int) -> int:
-        """Number of images in a state: ``WAITING``, ``DONE`` or ``UNREADABLE``."""
-        if self._complete or self.grid is None:
-            return self._values["images"] if state == (DONE if self._complete else WAITING) else 0
-        return int((np.load(self.path / DONE_FILE) == state).sum())
+    def rows(self, state: int) -> NDArray[np.int64]:
+        """Indices of the images in a state: ``WAITING``, ``DONE`` or ``UNREADABLE``; a finished store's are done."""
+        return np.flatnonzero(self._states() == state)
 
     def finish(self, notes: Sequence[str] = ()) -> MapStore:
         """Completes the store: ranges of every data set, unreadable images left out, then store.json.
