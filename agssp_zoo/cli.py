@@ -33,6 +33,10 @@ COMMANDS = {
     "anomaly-maps": ("agssp_zoo.training.anomaly.maps_cli", "make anomaly maps of unlabelled images"),
     "prompts": ("agssp_zoo.training.anomaly.prompts_cli", "list and check the descriptions that maps by text use"),
     "pretrain-backbone": ("agssp_zoo.training.pretrain.cli", "pretrain a backbone on unlabelled images"),
+    "pretrain-detector": (
+        "agssp_zoo.training.pretrain.stage2_cli",
+        "pretrain a detector on pseudo-boxes of anomaly maps",
+    ),
     "pseudo-boxes": ("agssp_zoo.training.anomaly.boxes_cli", "make boxes of anomaly maps"),
     "anomaly-eval": ("agssp_zoo.training.anomaly.eval_cli", "measure anomaly maps against masks and boxes"),
     "draw-surfaces": ("agssp_zoo.training.synthetic.cli", "write a data set of drawn metal surfaces"),

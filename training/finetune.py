@@ -87,7 +87,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
         raise MissingDependencyError(f"Training needs {error.name}; run `pip install 'agssp-zoo[train]'`.") from None
     settings, stored = _settle(values, resume)
     settings = settings.settled(settle_precision(settings))
-    _check_extras(settings)
+    check_extras(settings)
     accelerator = build_accelerator(settings)
     torch.set_num_threads(settle_threads(settings))
 
@@ -162,7 +162,7 @@ def _settle(values: dict[str, Any], resume: bool) -> tuple[TrainSettings, dict[s
     return settings_given, None
 
 
-def _check_extras(settings: TrainSettings) -> None:
+def check_extras(settings: TrainSettings) -> None:
     """Refuses a run at once that could not write at its end what it was asked for."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if settings.export and missing:

@@ -44,8 +44,13 @@ class Start:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_start(settings: TrainSettings, class_names: Sequence[str]) -> Start:
+def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str = "finetuned") -> Start:
     """Builds the detector for these classes and loads the weights that fit.
+
+    Args:
+        settings: of the run.
+        class_names: what it is to find.
+        tag: what follows the architecture in the name of the trained model.
 
     Raises:
         TrainingError: the model is no detector that can be trained.
@@ -67,7 +72,7 @@ def build_start(settings: TrainSettings, class_names: Sequence[str]) -> Start:
         config = _with_options(config, backbone.config, drawn=folder is None or settings.weights == "none")
     old_names = config.class_names
     config = config.replace(
-        name=f"{config.architecture}.finetuned",
+        name=f"{config.architecture}.{tag}",
         class_names=names,
         provenance={},
         preprocess=_at_size(config, settings.size),
