@@ -11,7 +11,7 @@ own image than against the others. So the kurtosis of ``mutual`` is compared wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Auto(FeatureMethod):
     def __init__(self, encoder: Encoder, layers: Sequence[int] = (), seed: int = 0) -> None:
         self._wanted = tuple(layers)
         super().__init__(encoder, layers, seed)
+        self._all = self.layers
         self.parts: list[FeatureMethod] = []
         self.ranges = torch.zeros(0, 2)
         self.kurtosis = torch.zeros(2)
@@ -55,6 +56,10 @@ class Auto(FeatureMethod):
     def default_layers(self) -> tuple[int, ...]:
         """All that any of the methods uses."""
         return tuple(sorted({*self.encoder.pick(0.25, 0.5, 0.75, 1.0), *self.encoder.pick(0.5, 0.75)}))
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the features, with all layers that may be used."""
+        return {**super().settings(), "layers": list(self._all)}
 
     def to(self, device: torch.device) -> None:
         """Moves encoder and what was chosen."""
@@ -69,6 +74,7 @@ class Auto(FeatureMethod):
         own, mutual = Own(self.encoder, self._wanted, self.seed), Mutual(self.encoder, self._wanted, self.seed)
         own.to(self.device)
         mutual.to(self.device)
+        self.ranges, self.kurtosis = torch.zeros(0, 2), torch.zeros(2)
         choice, sample = _ALONE, draw(len(images), SAMPLE, self.seed)
         if len(images) >= FEWEST:
             own.prepare(loader, images)
@@ -103,10 +109,10 @@ class Auto(FeatureMethod):
         """The values of some methods on a sample of images, one pass for all."""
         layers = tuple(sorted({layer for method in methods for layer in method.layers}))
         found: list[list[Tensor]] = [[] for _ in methods]
-        for batch in loader(sample):
-            features = dict(zip(layers, self.encode(batch, layers), strict=True))
+        for features in self.encode_all(loader, sample, layers):
+            by_layer = dict(zip(layers, features, strict=True))
             for method, values in zip(methods, found, strict=True):
-                values.append(method.distances([features[layer] for layer in method.layers]).flatten())
+                values.append(method.distances([by_layer[layer] for layer in method.layers]).flatten())
         return [torch.cat(values) for values in found]
 
     def distances(self, features: Sequence[Tensor]) -> Tensor:
@@ -146,7 +152,8 @@ class Auto(FeatureMethod):
 
 def _kurtosis(values: Tensor) -> Tensor:
     """The fourth moment of the standardised values; 3 for a normal distribution."""
-    centred = values.double() - values.double().mean()
+    values = values.cpu().double()
+    centred = values - values.mean()
     return (centred.pow(4).mean() / centred.square().mean().square().clamp(min=1e-12)).float()
 
 

@@ -74,13 +74,14 @@ class Consensus(FeatureMethod):
         for block in torch.split(rows, 8192):
             centred = block.float() - mean
             gram += centred.T @ centred
+        gram = gram.cpu()  # solving is little work, and not every device can do it
         penalty = RIDGE * gram.diagonal().mean().clamp(min=1e-6)
-        factor = torch.linalg.cholesky(gram + penalty * torch.eye(size, device=rows.device))
+        factor = torch.linalg.cholesky(gram + penalty * torch.eye(size))
         for _ in range(ROUNDS):
             wanted = target - target.mean()
             pairs = zip(torch.split(rows, 8192), torch.split(wanted, 8192), strict=True)
             moment = sum(((block.float() - mean).T @ part for block, part in pairs), torch.zeros_like(mean))
-            weights = torch.cholesky_solve(moment[:, None], factor)[:, 0]
+            weights = torch.cholesky_solve(moment.cpu()[:, None], factor)[:, 0].to(rows.device)
             judged = torch.cat([(block.float() - mean) @ weights for block in torch.split(rows, 8192)])
             spread = judged.std().clamp(min=1e-6)
             target = _stress(judged / spread)

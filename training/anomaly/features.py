@@ -111,12 +111,15 @@ class FeatureMethod(AnomalyMethod):
         with torch.no_grad(), torch.autocast(kind, half, enabled=half is not None):
             return self.encoder.features(batch.to(self.device), self.layers if layers is None else layers)
 
-    def encode_all(self, loader: Loader, indices: Sequence[int], *, needed: bool = False) -> Iterator[list[Tensor]]:
+    def encode_all(
+        self, loader: Loader, indices: Sequence[int], layers: Sequence[int] | None = None, *, needed: bool = False
+    ) -> Iterator[list[Tensor]]:
         """Features of some images, batch after batch, without the images that cannot be read.
 
         Args:
             loader: as :meth:`prepare` is given it.
             indices: of the images.
+            layers: left out, the method's.
             needed: that none of them can be read is an error; else the features of an empty image stand for them.
 
         Raises:
@@ -127,13 +130,13 @@ class FeatureMethod(AnomalyMethod):
             read = batch.flatten(1).any(dim=1)  # what cannot be read comes as zeros
             if bool(read.any()):
                 found = True
-                yield self.encode(batch if bool(read.all()) else batch[read])
+                yield self.encode(batch if bool(read.all()) else batch[read], layers)
             else:
                 empty = batch[:1]
         if not found and empty is not None:
             if needed:
                 raise DataError(f"--method {self.name}: not one of the {len(indices)} images it needs can be read.")
-            yield self.encode(empty)
+            yield self.encode(empty, layers)
 
     def maps(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, gh, gw) and scores (B,), the mean of the highest :data:`TOP_SHARE` of the patches."""

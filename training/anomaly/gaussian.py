@@ -55,11 +55,12 @@ class Gaussian(FeatureMethod):
         count, sums, products = 0, list[Tensor](), list[Tensor]()
         for features in self.encode_all(loader, draw(len(images), IMAGES, self.seed)):
             if not sums:
-                sums = [torch.zeros_like(f[0], dtype=torch.float64) for f in features]
+                # Where a sum is taken of many, its double precision is the CPU's: not every device has one.
+                sums = [torch.zeros(f.shape[1:], dtype=torch.float64) for f in features]
                 products = [torch.zeros(f.shape[-1], f.shape[-1], device=f.device) for f in features]
             count += len(features[0])
             for total, product, layer in zip(sums, products, features, strict=True):
-                total += layer.sum(0)
+                total += layer.sum(0).cpu()
                 flat = layer.flatten(0, 1)
                 product += flat.T @ flat
         self.means, self.roots = [], []
@@ -69,12 +70,12 @@ class Gaussian(FeatureMethod):
                 mean = mean.mean(0, keepdim=True).expand_as(mean)
             # The mean over images and places of (f - m)(f - m)^T, of sums that one pass gives.
             cross = mean.T @ total
-            covariance = (product - cross - cross.T + count * mean.T @ mean) / (count * len(mean))
+            covariance = (product.cpu() - cross - cross.T + count * mean.T @ mean) / (count * len(mean))
             values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
             values = values.clamp(min=0)
             root = vectors / (values + SHRINK * values.mean().clamp(min=1e-8)).sqrt()
-            self.means.append(mean.float().contiguous())
-            self.roots.append(root.float().contiguous())
+            self.means.append(mean.float().contiguous().to(self.device))
+            self.roots.append(root.float().contiguous().to(self.device))
 
     def distances(self, features: Sequence[Tensor]) -> Tensor:
         """As in :class:`FeatureMethod`."""

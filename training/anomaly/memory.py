@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LARGEST = 16384
 """Patches that a layer's memory holds; of more, a coreset."""
+LOOKED_AT = 16 * LARGEST
+"""Patches of a layer that the coreset is chosen of; where images have more in all, each gives as many at random."""
 
 
 class Memory(FeatureMethod):
@@ -52,7 +54,7 @@ class Memory(FeatureMethod):
     def to(self, device: torch.device) -> None:
         """Moves encoder and memory."""
         super().to(device)
-        self.bank = [kept.to(device) for kept in self.bank]
+        self.bank = [kept.to(device, self._kind()) for kept in self.bank]
 
     @exactly
     def prepare(self, loader: Loader, images: Dataset) -> None:
@@ -63,16 +65,25 @@ class Memory(FeatureMethod):
         """
         if not len(images):
             raise DataError("--method memory needs normal images and was given none; name them by --normal.")
-        half = torch.float16 if self.device.type == "cuda" else torch.float32
         kept: list[list[Tensor]] = [[] for _ in self.layers]
-        for features in self.encode_all(loader, range(len(images))):
+        generator = torch.Generator().manual_seed(self.seed)
+        for features in self.encode_all(loader, range(len(images)), needed=True):
+            count, places = features[0].shape[:2]
+            share = max(1, LOOKED_AT // len(images))
+            if share < places:
+                chosen = torch.rand(count, places, generator=generator).argsort(1)[:, :share].to(self.device)
+                features = [layer.gather(1, chosen[..., None].expand(-1, -1, layer.shape[-1])) for layer in features]
             for layer, bank in zip(features, kept, strict=True):
-                bank.append(layer.flatten(0, 1).to(half))
+                bank.append(layer.flatten(0, 1).to(self._kind()))
         self.bank = []
         for parts in kept:
             bank_ = torch.cat(parts)
             parts.clear()
             self.bank.append(bank_[coreset(bank_, LARGEST, self.seed)])
+
+    def _kind(self) -> torch.dtype:
+        """What is remembered is held in half the memory where that is fast."""
+        return torch.float16 if self.device.type == "cuda" else torch.float32
 
     def distances(self, features: Sequence[Tensor]) -> Tensor:
         """As in :class:`FeatureMethod`; 0-2."""
@@ -86,7 +97,7 @@ class Memory(FeatureMethod):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes them."""
-        self.bank = [state[f"memory.{layer}"].to(self.device) for layer in self.layers]
+        self.bank = [state[f"memory.{layer}"].to(self.device, self._kind()) for layer in self.layers]
 
 
 def build(options: MapSettings) -> Memory:

@@ -22,7 +22,9 @@ class AnomalyMethod(abc.ABC):
     """Images in, anomaly maps out.
 
     The driver calls, in this order: :meth:`to`; :meth:`prepare` once, in one process, or :meth:`load_state` with what
-    that process learnt; then :meth:`maps` for batch after batch. :meth:`preprocess` runs in several threads at once.
+    that process learnt; then :meth:`maps` for batch after batch. What looks at the ``"images"`` does so for each data
+    set of a pool by itself: several times :meth:`prepare`, then for one data set after the other :meth:`load_state` and
+    the maps. :meth:`preprocess` runs in several threads at once.
     Maps are in the order of the pixels, row 0 on top, and high where something is unusual. An image of one constant
     colour has a finite map.
 
@@ -73,7 +75,7 @@ class AnomalyMethod(abc.ABC):
         """
 
     def prepare(self, loader: Loader, images: Dataset) -> None:  # noqa: B027  (optional)
-        """Looks at (a part of) the images once, before the first map is made.
+        """Looks at (a part of) the images once, before the first map is made, and forgets what it looked at before.
 
         Args:
             loader: reads the images of some indices, in batches; may be called any number of times. An image that
@@ -93,4 +95,4 @@ class AnomalyMethod(abc.ABC):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  (optional)
-        """Takes what :meth:`state` gave, in place of :meth:`prepare`; tensors are on the CPU."""
+        """Takes what :meth:`state` gave, in place of :meth:`prepare` and of what was learnt; tensors are on the CPU."""

@@ -64,7 +64,8 @@ class Mutual(FeatureMethod):
         """
         if len(images) < 2:
             raise DataError(
-                "--method mutual compares images with each other and was given one; --method own needs none."
+                "--method mutual compares images with each other and there is only one; take --method auto, which "
+                "takes own where there are few, or --method own, or give more images."
             )
         kept = list(self.encode_all(loader, draw(len(images), OTHERS, self.seed)))
         self.bank = [torch.cat([batch[layer] for batch in kept]) for layer in range(len(self.layers))]
