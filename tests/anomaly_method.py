@@ -22,7 +22,8 @@ class Gray(AnomalyMethod):
     """Distance of a cell's gray to the mean of the image, plus what was learnt of the pool.
 
     ``object`` chooses a variant: ``pool`` looks at the pool, ``normal`` at normal images, ``slow`` takes its time,
-    ``nan`` fails on dark images. Images that were looked at and made are noted in the file ``$AGSSP_TEST_LOG``.
+    ``nan`` fails on dark images. What was looked at, by its folder, and made is noted in ``$AGSSP_TEST_LOG``;
+    ``$AGSSP_TEST_SLOW`` says whether ``preparing`` or ``making`` takes its time.
     """
 
     name = "gray"
@@ -46,7 +47,10 @@ class Gray(AnomalyMethod):
         return {"size": SIZE, "kind": self.kind if self.kind != "slow" else ""}
 
     def prepare(self, loader: Any, images: Any) -> None:
-        note("prepare")
+        folders = sorted({record.key.rpartition("/")[0].partition("/")[0] for record in images})
+        note(" ".join(["prepare", *filter(None, folders)]))
+        if os.environ.get("AGSSP_TEST_SLOW") == "preparing":
+            time.sleep(0.5)
         batches = list(loader(range(len(images))))
         assert sum(len(batch) for batch in batches) == len(images)
         self.learnt = torch.cat(batches).mean()
@@ -61,7 +65,7 @@ class Gray(AnomalyMethod):
         return (f"mean gray {float(self.learnt):.3f}",) if self.kind == "pool" else ()
 
     def maps(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kind == "slow":
+        if self.kind == "slow" or os.environ.get("AGSSP_TEST_SLOW") == "making":
             time.sleep(0.2)
         note(f"maps {len(batch)}")
         cells = torch.nn.functional.adaptive_avg_pool2d(batch.mean(1), GRID)

@@ -33,8 +33,8 @@ class MapSettings:
     exclude: str = setting("", "text file of images to leave out, a name a line, as a val.txt has them")
     sources: Literal["auto", "one"] = setting(
         "auto",
-        "maps are rescaled by data set: auto takes each folder of a pool for one; one: all images, where the folders "
-        "of the pool are classes",
+        "methods compare images within a data set, and maps are rescaled by it: auto takes each folder of a pool for "
+        "one; one: all images, where the folders of the pool are classes",
     )
     normal: str = setting(
         "", "normal images: a folder (also one within the data), or a split of the data, of which those without labels"
