@@ -209,6 +209,7 @@ def test_frozen_stages_keep_weights_and_statistics(drawn: Drawn, tmp_path: Path)
     assert changed == rest and any("running_mean" in name for name in rest)
     origin = ModelConfig.load(tmp_path / "run" / "last").provenance
     assert origin["start"]["source"] == "cspdarknet_n.scratch"
+    assert str(tmp_path) not in json.dumps(origin) and origin["settings"]["weights"] == "start"
 
 
 def test_frozen_stages_run_without_autograd() -> None:

@@ -58,6 +58,7 @@ class PretrainSettings:
     mask_patch: int = setting(32, "side of such a patch; a multiple of the backbone's stride")
     moco_momentum: float = setting(0.99, "of mocov3's second encoder at the start; it rises to 1")
     moco_temperature: float = setting(1.0, "of mocov3's similarities")
+    moco_width: int = setting(1024, "width of mocov3's heads")
 
     size: int = setting(224, "side of the network's input")
     resize: int = setting(512, "images are made squares of about this side, from which the input is cropped")
@@ -113,7 +114,16 @@ class PretrainSettings:
     license: str = setting("", "licence of the trained model, for its card (an SPDX identifier)", runtime=True)
 
     def __post_init__(self) -> None:
-        at_least = {"size": 32, "resize": 1, "epochs": 1, "batch": 1, "accumulate": 1, "log_every": 1, "mask_patch": 1}
+        at_least = {
+            "size": 32,
+            "resize": 1,
+            "epochs": 1,
+            "batch": 1,
+            "accumulate": 1,
+            "log_every": 1,
+            "mask_patch": 1,
+            "moco_width": 1,
+        }
         for name, low in at_least.items():
             _check(getattr(self, name) >= low, name, self, f"it must be at least {low}")
         for name in (

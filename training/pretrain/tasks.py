@@ -172,18 +172,20 @@ class MoCo(Task):
 
     Args:
         backbone: it is copied.
-        settings: momentum and temperature.
-        hidden: width of the heads.
+        settings: momentum, temperature, and width of the heads.
         dim: of what is compared.
     """
 
     views = 2
 
-    def __init__(self, backbone: Backbone, settings: PretrainSettings, hidden: int = 1024, dim: int = 256) -> None:
+    def __init__(self, backbone: Backbone, settings: PretrainSettings, dim: int = 256) -> None:
         super().__init__()
-        channels = backbone.stage_info[-1].channels
-        self.projector = _mlp(channels, hidden, dim, layers=2)
-        self.predictor = _mlp(dim, hidden, dim, layers=2)
+        # As in the paper for a ResNet: two layers each, a BatchNorm at the projector's end and none at the predictor's.
+        width = settings.moco_width
+        self.projector = nn.Sequential(
+            *_layer(backbone.stage_info[-1].channels, width), nn.Linear(width, dim, bias=False), _plain_norm(dim)
+        )
+        self.predictor = nn.Sequential(*_layer(dim, width), nn.Linear(width, dim, bias=False))
         self.key_stages = StageRunner(copy.deepcopy(backbone), len(backbone.stages)).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.momentum = settings.moco_momentum
@@ -218,16 +220,14 @@ class MoCo(Task):
             torch._foreach_lerp_(list(keys), list(values), 1 - momentum)
 
 
-def _mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
-    """Linear layers with BatchNorm; the last one's BatchNorm has no weights of its own."""
-    parts: list[nn.Module] = []
-    for layer in range(layers):
-        last = layer == layers - 1
-        parts.append(nn.Linear(inputs if layer == 0 else hidden, outputs if last else hidden, bias=False))
-        parts.append(nn.BatchNorm1d(outputs if last else hidden, affine=not last))
-        if not last:
-            parts.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*parts)
+def _layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    """A linear layer with BatchNorm and ReLU."""
+    return nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)
+
+
+def _plain_norm(channels: int) -> nn.Module:
+    """A BatchNorm without weights of its own."""
+    return nn.BatchNorm1d(channels, affine=False)
 
 
 def _gather(keys: Tensor) -> tuple[int, Tensor]:
