@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .settings import MapSettings
 
 
+LEAST = 1e-3
+"""A layer's mean distance is taken for no smaller: on even images there is nothing but rounding."""
+
+
 class Own(FeatureMethod):
     """Distance to the image's mean feature, the mean over layers, each divided by its mean over a sample of images.
 
@@ -54,7 +58,8 @@ class Own(FeatureMethod):
         """The same, from features (B, P, C) of batches for each layer."""
         self.position = PositionPart.of(samples)
         found = [torch.stack(from_mean(self.position.take_off(batch))) for batch in zip(*samples, strict=True)]
-        self.scales = torch.cat([layers.flatten(1) for layers in found], dim=1).mean(dim=1).clamp(min=1e-6)
+        means = torch.cat([layers.flatten(1) for layers in found], dim=1).mean(dim=1)
+        self.scales = means.clamp(min=LEAST)
 
     def distances(self, features: Sequence[Tensor]) -> Tensor:
         """As in :class:`FeatureMethod`."""
