@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import abc
+import difflib
 import os
 import pickle
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,7 +216,7 @@ def _load_vit(name: str, weights: str, size: int) -> VitEncoder:
     except ImportError:
         raise MissingDependencyError("Vision Transformers need timm; run `pip install 'agssp-zoo[train]'`.") from None
     if not timm.is_model(name):
-        near = timm.list_models("*".join(["", *re.findall("[a-z]+[0-9]*", name.removeprefix("vit_"))[:2], ""]))[:5]
+        near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=5)
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InvalidArgumentError(f"--encoder {name}: timm {timm.__version__} has no such model{hint}.")
     try:
@@ -260,14 +260,12 @@ def _settle_size(size: int, step: int, name: str) -> int:
 
 def _read_weights(module: Any, file: Path, name: str) -> None:
     """Loads a file; of a pickle only tensors and plain containers are made."""
-    from timm.models import load_state_dict
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     if not file.is_file():
         raise CheckpointError(f"--encoder-weights {os.fspath(file)}: there is no such file.")
     try:
-        state = load_state_dict(str(file), use_ema=False, weights_only=True)
-        state = checkpoint_filter_fn({key: value.float() for key, value in state.items()}, module)
+        state = checkpoint_filter_fn({key: value.float() for key, value in _tensors(file).items()}, module)
         missing, unexpected = module.load_state_dict(state, strict=False)
     except pickle.UnpicklingError:
         raise UnsafeCheckpointError(
@@ -282,3 +280,17 @@ def _read_weights(module: Any, file: Path, name: str) -> None:
         raise CheckpointError(
             f"{file}: is not of {name}: {len(missing)} tensors are missing and {len(unexpected)} unknown ({some})."
         )
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file; of a checkpoint, those of the model."""
+    from safetensors.torch import load_file
+
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what it then refuses
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        found = found[key] if isinstance(found.get(key), dict) else found
+    return {name.removeprefix("module."): value for name, value in found.items() if isinstance(value, Tensor)}
