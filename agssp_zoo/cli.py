@@ -28,6 +28,7 @@ COMMANDS = {
     "publish": ("agssp_zoo.commands.publish", "upload a model folder to the Hub"),
     "check-data": ("agssp_zoo.training.data.check_cli", "check a data set before training"),
     "pack": ("agssp_zoo.training.data.pack_cli", "pack a data set into shards"),
+    "prepare-data": ("agssp_zoo.training.data.prepare_cli", "make one pool of the data sets below a folder"),
     "val": ("agssp_zoo.training.evaluation.cli", "measure a detector on a data set"),
     "finetune": ("agssp_zoo.training.finetune", "train a detector on your own data"),
     "anomaly-maps": ("agssp_zoo.training.anomaly.maps_cli", "make anomaly maps of unlabelled images"),
