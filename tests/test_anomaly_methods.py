@@ -85,12 +85,12 @@ def test_consensus(count: int) -> None:
     mean = learnt_of.mean(axis=0)
     gram = (learnt_of - mean).T @ (learnt_of - mean)
     gram += 0.3 * np.trace(gram) / len(gram) * np.eye(len(gram))
-    for _ in range(4):
+    for _ in range(12):
         weights = np.linalg.inv(gram) @ (learnt_of - mean).T @ (target - target.mean())
         judged = (learnt_of - mean) @ weights
-        target = 1 / (1 + np.exp(-2 * (judged / judged.std(ddof=1) - 1)))
+        target = 1 / (1 + np.exp(-4 * (judged / judged.std(ddof=1) - 1)))
     value = (rows - mean) @ weights / judged.std(ddof=1)
-    np.testing.assert_allclose(found.ravel(), 1 / (1 + np.exp(-2 * (value - 1))), atol=2e-3)
+    np.testing.assert_allclose(found.ravel(), 1 / (1 + np.exp(-4 * (value - 1))), atol=1e-2)
     assert found.std() > 0.1
 
 
