@@ -106,7 +106,8 @@ def tables(found: dict[Row, dict[str, Any]]) -> str:
     for data in dict.fromkeys(row.data for row in found):
         rows = {row: values for row, values in found.items() if row.data == data}
         first = next(iter(rows.values()))
-        text += f"**{data}**: {first['images']} images, {first['with_mask']} with a mask, {first['normal']} without defects\n\n"
+        counts = f"{first['images']} images, {first['with_mask']} with a mask, {first['normal']} without defects"
+        text += f"**{data}**: {counts}\n\n"
         columns = [key for key in COLUMNS if any(values.get(key) is not None for values in rows.values())]
         text += "| method | size | " + " | ".join(COLUMNS[key] for key in columns) + " |\n"
         text += "|---|--:|" + "--:|" * len(columns) + "\n"
