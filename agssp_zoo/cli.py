@@ -38,6 +38,10 @@ COMMANDS = {
         "agssp_zoo.training.pretrain.stage2_cli",
         "pretrain a detector on pseudo-boxes of anomaly maps",
     ),
+    "agssp": (
+        "agssp_zoo.training.pretrain.chain_cli",
+        "maps, backbone and detector from unlabelled images, in one go",
+    ),
     "pseudo-boxes": ("agssp_zoo.training.anomaly.boxes_cli", "make boxes of anomaly maps"),
     "anomaly-eval": ("agssp_zoo.training.anomaly.eval_cli", "measure anomaly maps against masks and boxes"),
     "draw-surfaces": ("agssp_zoo.training.synthetic.cli", "write a data set of drawn metal surfaces"),

@@ -139,7 +139,9 @@ class Trainer(EpochLoop[Batch]):
             row.update(self.validate())
             row["val_seconds"] = time.monotonic() - started
             # The first score counts even if it is no number: better a model than none.
+            # Of equal ones the later, longer trained epoch counts, where no patience waits for a better one.
             better = at.best_epoch == 0 or row["map50_95"] > at.best
+            better = better or (row["map50_95"] == at.best and not settings.patience)
             if better:
                 at.best, at.best_epoch = float(row["map50_95"]), at.epoch
         self.outputs.end_epoch(row, self.average.module, better=better)

@@ -89,11 +89,24 @@ def render(metrics: Metrics, about: About, look: Look, cards: str) -> str:
         ("images", "Images", cards),
         ("made", "How this was made", sections.made(metrics, about)),
     ]
+    created = f" · {about.created}" if about.created else ""
+    return page(title, f"Detection report{created}", parts)
+
+
+def page(title: str, subtitle: str, parts: Sequence[tuple[str, str, str]]) -> str:
+    """A document of sections, which needs nothing else to be shown.
+
+    Args:
+        title: plain text.
+        subtitle: plain text below it.
+        parts: name of the anchor, heading and HTML of each section; empty ones are left out, and the first one has no
+            heading of its own.
+    """
     parts = [part for part in parts if part[2]]
     links = "".join(f'<a href="#{ident}">{heading}</a>' for ident, heading, _ in parts[1:])
     body = "".join(
-        f'<section id="{ident}">{f"<h2>{heading}</h2>" if ident != "result" else ""}{content}</section>'
-        for ident, heading, content in parts
+        f'<section id="{ident}">{f"<h2>{heading}</h2>" if number else ""}{content}</section>'
+        for number, (ident, heading, content) in enumerate(parts)
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -101,7 +114,7 @@ def render(metrics: Metrics, about: About, look: Look, cards: str) -> str:
         '<link rel="icon" href="data:,">'  # or the browser asks the server for one
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body>"
         f"<h1>{escape(title)}</h1>"
-        f'<p class="sub">Detection report{escape(" · " + about.created if about.created else "")}</p>'
+        f'<p class="sub">{escape(subtitle)}</p>'
         f"<nav>{links}</nav>{body}</body></html>\n"
     )
 
