@@ -50,8 +50,9 @@ _FREE = ("--normal", "MT_Free", "--shots")
 ROWS = (
     *(Row("neu_det", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
     *(Row("kolektorsdd", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
-    Row("kolektorsdd", "mutual", 448),
-    Row("kolektorsdd", "auto", 448),
+    Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "32"), "memory, 32 normal"),
+    Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "32", "--layers", "6"), "the same, block 6 only"),
+    Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "128", "--layers", "6"), "128 normal, block 6"),
     *(Row("magnetic_tile", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
     *(Row("magnetic_tile", "memory", 224, (*_FREE, k), f"memory, {k} normal") for k in ("4", "256")),
 )
