@@ -13,6 +13,7 @@ import pytest
 
 from agssp_zoo import cli
 from agssp_zoo.training.anomaly.settings import MapSettings
+from agssp_zoo.training.pretrain.chain_settings import ChainSettings
 from agssp_zoo.training.pretrain.recipes import load_recipe
 from agssp_zoo.training.pretrain.settings import PretrainSettings
 from agssp_zoo.training.pretrain.stage2_settings import DetectorSettings
@@ -62,6 +63,8 @@ def test_a_command_parses_and_its_settings_are_allowed(page: Path, line: str) ->
     name, args = parse(line)
     if name == "anomaly-maps":
         MapSettings(**{**given_settings(args, MapSettings), "data": tuple(args.data)})
+    elif name == "agssp":
+        ChainSettings(**given_settings(args, ChainSettings))
     elif name in SETTINGS:
         given = given_settings(args, SETTINGS[name])
         recipe = dict(load_recipe(given["recipe"]).settings) if given.get("recipe") else {}
@@ -92,6 +95,10 @@ def test_every_model_that_a_command_starts_from_is_made_by_another() -> None:
         values = vars(args)
         out = values.get("out")
         made |= {f"{out}/{end}" for end in ("", "best", "last")} | {str(out)} if out else set()
+        if name == "agssp":
+            values = {
+                key: value for key, value in values.items() if key not in ("maps", "detector")
+            }  # options of steps
         for option in ("model", "backbone_weights", "weights", "maps", "images", "data"):
             value = values.get(option, "")
             for path in value if isinstance(value, list) else [str(value)]:
