@@ -29,7 +29,7 @@ from ..position import Outcome
 from ..record import circumstances, command_line
 from ..settings import merge_settings
 from ..state import write_text
-from .chain_settings import PLACES, STEPS, ChainSettings, small_recipe
+from .chain_settings import PLACES, STEPS, ChainSettings, same_options, small_recipe
 from .recipes import with_recipe
 from .settings import PretrainSettings
 from .stage2_settings import HIDDEN, DetectorSettings
@@ -137,7 +137,9 @@ def _settle(values: dict[str, Any]) -> tuple[ChainSettings, dict[str, Any] | Non
             stored: dict[str, Any] = json.loads(file.read_bytes())
             if stored.get("kind") != KIND:
                 raise ValueError("of another kind")
-            return merge_settings(ChainSettings, stored["settings"], values, str(file), movable=PLACES), stored
+            same = same_options(stored["settings"], values)
+            merged = merge_settings(ChainSettings, stored["settings"], values, str(file), movable=(*PLACES, *same))
+            return merged, stored
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, AgsspZooError):
                 raise

@@ -233,6 +233,28 @@ def read_options(cls: type[Any], texts: Sequence[str], step: str, taken: Sequenc
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
+def same_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The steps whose given options differ from the stored ones at most in what may change when a run goes on.
+
+    Args:
+        stored: settings of the chain, as chain.json has them.
+        given: settings of the chain that were given again.
+
+    Raises:
+        InvalidArgumentError: no such option.
+    """
+    same = []
+    for step, (cls, taken) in _OPTIONS.items():
+        fixed = {field.name for field in dataclasses.fields(cls) if not field.metadata["runtime"]}
+        before, now = (
+            {k: v for k, v in read_options(cls, values.get(step, ()), step, taken).items() if k in fixed}
+            for values in (stored, given)
+        )
+        if step in given and before == now:
+            same.append(step)
+    return same
+
+
 def small_recipe(backbone: str, kind: str) -> str:
     """The name of the small recipe for a backbone and a kind of device (``cpu``, ``cuda``); empty without one."""
     wanted = f"{backbone.partition('_')[0]}_{'cpu' if kind == 'cpu' else 'gpu_hour'}"
