@@ -30,6 +30,8 @@ BENCHMARKS = {
     "training-loss": "training:loss",
     "kead": "anomaly:kead",
     "winclip": "anomaly:winclip",
+    "own": "anomaly:own",
+    "maps": "anomaly:maps",
     "pretrain-step": "pretrain:step",
     "pretrain-loader": "pretrain:loader",
     "install": "install:base_install",

@@ -1,16 +1,27 @@
-"""What anomaly maps by text cost: KeAD against the plain CLIP encoder, and against anomalib's WinCLIP."""
+"""What anomaly maps cost: KeAD against the plain CLIP encoder and against anomalib's WinCLIP, and maps without text."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.common import WORK, Figure, python_with, single_threaded, time_in_turns
+from benchmarks.common import (
+    WORK,
+    Figure,
+    Usage,
+    python_with,
+    run_command,
+    single_threaded,
+    take_turns,
+    time_in_turns,
+)
 
 if TYPE_CHECKING:
     from agssp_zoo.training.anomaly.kead import Kead
@@ -71,6 +82,61 @@ def winclip(rounds: int) -> list[Figure]:
     mine, other_time = statistics.median(ours[5:]), statistics.median(theirs[1:])
     note = f"{method.clip.name} at 240 px, float32, zero-shot: {other_time * 1e3:.0f} against {mine * 1e3:.0f} ms"
     return [Figure("WinCLIP (anomalib) against KeAD, an image", other_time / mine, "x", 8, at_least=True, note=note)]
+
+
+def own(rounds: int) -> list[Figure]:
+    """Maps of images by themselves against the forward pass of their encoder."""
+    import torch
+
+    from agssp_zoo.training.anomaly.encoders import VitEncoder, load_encoder
+    from agssp_zoo.training.anomaly.own import Own
+    from agssp_zoo.training.data import Dataset
+
+    torch.set_num_threads(1)
+    encoder = load_encoder(weights="none", size=224)
+    assert isinstance(encoder, VitEncoder)
+    method, batch = Own(encoder), torch.randn(4, 3, 224, 224)
+    method.prepare(lambda indices: iter(torch.randn(16, 3, 224, 224).split(4)), Dataset((), (), (), "drawn"))
+    assert method.position.parts
+
+    def bare() -> None:
+        encoder.module(batch)
+
+    with torch.inference_mode():
+        taken = time_in_turns({"bare": bare, "own": lambda: method.maps(batch)}, max(rounds, 9))
+    what = f"{encoder.name} at 224 px, float32, {len(batch)} images at a time"
+    note = f"{what}: {taken['own'] / len(batch) * 1e3:.0f} against {taken['bare'] / len(batch) * 1e3:.0f} ms an image"
+    return [Figure("own against the bare forward pass", taken["own"] / taken["bare"], "x", 1.1, note=note)]
+
+
+def maps(rounds: int) -> list[Figure]:
+    """Images a second of the command, from files into the store; what it takes to start and to prepare is left out."""
+    from PIL import Image
+
+    from agssp_zoo.training.synthetic import draw_sample
+
+    folder, count, figures = WORK / "anomaly", 32, []
+    if not (folder / "images" / f"{count - 1}.png").is_file():
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.fromarray(draw_sample(number, size=(256, 256)).image).save(folder / "images" / f"{number}.png")
+    for method in ("own", "mutual"):
+        out = folder / method
+        command = [sys.executable, "-m", "agssp_zoo", "anomaly-maps", str(folder / "images"), "--method", method]
+        command += ["--encoder-weights", "none", "--size", "224", "--device", "cpu", "--out", str(out)]
+        shutil.rmtree(out, ignore_errors=True)
+        run_command(command)
+
+        def make(out: Path = out, command: list[str] = command) -> Usage:
+            (out / "store.json").unlink()  # what was learnt of the pool is kept
+            return run_command(command)
+
+        jobs = {"make": make, "there": lambda command=command: run_command(command)}
+        taken = take_turns(jobs, max(3, rounds // 2))
+        speed = count / (taken["make"].cpu - taken["there"].cpu)
+        note = f"vit_small_patch14_dinov2 at 224 px, float32, {count} files; one core, of two 8 are asked"
+        figures.append(Figure(f"maps by {method}, images a second", speed, "/s", 4, at_least=True, note=note))
+    return figures
 
 
 def _method() -> tuple[Kead, object]:

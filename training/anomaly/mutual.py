@@ -80,7 +80,7 @@ class Mutual(FeatureMethod):
             if not bool(other.any()):
                 other = ~other
             count = max(1, int(SHARE * int(other.sum())))
-            best = [similar[:, other].topk(count, dim=1).values.mean(1) for similar in found]
+            best = [similar.masked_fill(~other, -1).topk(count, dim=1).values.mean(1) for similar in found]
             rows[row] = 1 - torch.stack(best).mean(0)
         return torch.stack(rows).clamp(min=0)
 
