@@ -133,8 +133,8 @@ def test_who_is_held_out_and_who_is_left_out(drawn: Drawn) -> None:
     keys = [{record.key for record in pool.val} for pool in (one, again, other)]
     assert keys[0] == keys[1] != keys[2] and len(keys[0]) == 4
     assert not keys[0] & {record.key for record in one.train}
-    # With a small margin images with a weaker square have none; they are kept as examples of nothing, or dropped.
-    kept, dropped = read(margin=0.05), read(margin=0.05, empty="drop")
+    # With a small margin images with a weaker square have none; they are dropped, or kept as examples of nothing.
+    kept, dropped = read(margin=0.05, empty="keep"), read(margin=0.05)
     empty = sum(not len(record.boxes) for record in kept.boxes.images)
     assert 0 < empty < 16
     assert len(kept.train) + len(kept.val) == 16 and len(dropped.train) + len(dropped.val) == 16 - empty

@@ -41,8 +41,10 @@ class DetectorSettings(TrainSettings):
     )
     most: int = setting(10, "boxes: an image has at most so many, the best")
     iou: float = setting(0.8, "boxes: of two that overlap by more than this the worse is dropped")
-    empty: Literal["keep", "drop"] = setting(
-        "keep", "images without a box: keep: they show what is no anomaly; drop: they are left out"
+    empty: Literal["drop", "keep"] = setting(
+        "drop",
+        "images without a box: drop: they are left out, as a map below its data set's threshold is no proof of a sound "
+        "image; keep: they show what is no anomaly",
     )
     thaw: int = setting(0, "last stages of the backbone that learn, too; 0: the whole backbone is frozen")
 
