@@ -24,7 +24,7 @@ import anomaly_method  # noqa: E402
 from agssp_zoo.cli import main  # noqa: E402
 from agssp_zoo.errors import DataError, TrainingError  # noqa: E402
 from agssp_zoo.training.anomaly import MapStore, MapWriter  # noqa: E402
-from agssp_zoo.training.anomaly.maps import Outcome, make_maps  # noqa: E402
+from agssp_zoo.training.anomaly.maps import Outcome, _Part, make_maps  # noqa: E402
 from agssp_zoo.training.anomaly.methods import METHODS  # noqa: E402
 from agssp_zoo.training.anomaly.preparing import group_images  # noqa: E402
 from agssp_zoo.training.anomaly.settings import MapSettings  # noqa: E402
@@ -251,6 +251,27 @@ def test_a_store_that_another_process_finishes(tmp_path: Path, pool: Path, monke
         writer.close()
         assert not len(writer.todo)
     assert not len(join().todo)
+
+
+def test_the_rows_of_two_processes(tmp_path: Path, pool: Path) -> None:
+    """Each is one process's, and those that could not be read are the first one's, which must not finish before."""
+    images = read_images(pool)
+    writer = MapWriter(tmp_path / "out", images, {"method": "gray"}, True)
+    writer.create((2, 2))
+    writer.write([0, 5], np.zeros((2, 2, 2)), np.zeros(2))
+    writer.mark_unreadable([1, 2, 9, 14])
+    groups = group_images([record.key.split("/")[0] for record in images], apart=True)
+    work = []
+    for rank in (0, 1):
+        part = _Part.__new__(_Part)
+        part.images, part.rank, part.processes, part.settings = images, rank, 2, MapSettings(batch=2)
+        work.append(part._divide(writer, groups))
+    rows = [[row for blocks in each for block in blocks for row in block] for each in work]
+    assert sorted(rows[0] + rows[1]) == sorted(set(range(18)) - {0, 5}) and {1, 2, 9, 14} <= set(rows[0])
+    assert min(map(len, rows)) >= 5
+    for each in work:
+        for group, blocks in zip(groups, each, strict=True):
+            assert all(set(block) <= set(group.rows.tolist()) and len(block) <= 2 for block in blocks)
 
 
 # ---- small data sets
