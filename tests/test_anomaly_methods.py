@@ -245,6 +245,8 @@ def test_few_images(kind: type[FeatureMethod], count: int) -> None:
         return
     method = prepared(kind(Made()), images)
     assert maps_of(method, images).isfinite().all()
+    again = prepared(prepared(kind(Made()), draw_images(20)), images).state()  # nothing is left of many
+    assert all(torch.equal(again.pop(name), value) for name, value in method.state().items()) and not again
     if kind is Auto:
         assert method.notes() == ("auto: own, since there are too few images to compare with each other",)
         torch.testing.assert_close(maps_of(method, images), maps_of(prepared(Own(Made()), images), images))
