@@ -115,16 +115,15 @@ def maps(rounds: int) -> list[Figure]:
 
     from agssp_zoo.training.synthetic import draw_sample
 
-    folder, count, figures = WORK / "anomaly", 32, []
-    if not (folder / "images" / f"{count - 1}.png").is_file():
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            Image.fromarray(draw_sample(number, size=(256, 256)).image).save(folder / "images" / f"{number}.png")
+    folder, count, figures = WORK / "anomaly", 48, []
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "images").mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(draw_sample(number, size=(256, 256)).image).save(folder / "images" / f"{number}.png")
     for method in ("own", "mutual"):
         out = folder / method
         command = [sys.executable, "-m", "agssp_zoo", "anomaly-maps", str(folder / "images"), "--method", method]
         command += ["--encoder-weights", "none", "--size", "224", "--device", "cpu", "--out", str(out)]
-        shutil.rmtree(out, ignore_errors=True)
         run_command(command)
 
         def make(out: Path = out, command: list[str] = command) -> Usage:
