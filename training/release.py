@@ -5,79 +5,130 @@ in the same call, and writes the card with the figures and the commands that mad
 
     python -m agssp_zoo.training.release runs/x/best --name yolov8_n.scratch_neu_det --data DATA \
         --out model_cards/yolov8_n.scratch_neu_det --trained-by "agssp-zoo finetune ..." --notes notes.md
+
+Without ``--data`` (a pretrained model, which has no score of its own) it measures how far the stored weights' maps are
+from the trained ones'.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from agssp_zoo.errors import AgsspZooError
+from agssp_zoo.errors import AgsspZooError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from agssp_zoo.models import Backbone, ZooModule
 
 KEPT = ("license", "datasets", "seed", "data_fingerprint", "versions", "git_commit", "epoch")
 """What of the run's provenance stands in the released config.json; the settings are in the command."""
 
 
 def release(
-    best: Path, out: Path, *, name: str, data: Path, trained_by: tuple[str, ...], notes: str, datasets: tuple[str, ...]
-) -> Mapping[str, Any]:
+    best: Path,
+    out: Path,
+    *,
+    name: str,
+    data: Path | None = None,
+    trained_by: tuple[str, ...] = (),
+    notes: str = "",
+    datasets: tuple[str, ...] = (),
+    onnx: bool = True,
+) -> Mapping[str, float]:
     """Makes the folder.
 
     Args:
         best: the model folder that a run has written.
         out: the folder to write; it may be there.
         name: the model's name, ``architecture.tag``.
-        data: the data set; its split ``val`` is what is measured.
+        data: the data set; its split ``val`` is what is measured. None: no scores, but what storing in
+            float16 changes.
         trained_by: the commands that trained it, in order.
         notes: Markdown for the card: terms of the data, limits.
         datasets: names of the data sets, for the card's header.
+        onnx: write model.onnx too.
 
     Returns:
-        The figures of the released model.
+        The figures of the released model; empty without data.
+
+    Raises:
+        InvalidArgumentError: a backbone is to be measured on a data set.
     """
     from agssp_zoo import models
     from agssp_zoo.card import render_card
     from agssp_zoo.export import export_onnx
     from agssp_zoo.folder import ModelFolder, write_folder
 
-    from .data import read_dataset
-    from .evaluation.runner import ValidationSettings, validate
-
     trained = ModelFolder.open(best)
+    if data is not None and trained.config.task != "detector":
+        raise InvalidArgumentError(
+            f"{best} holds a {trained.config.task}; leave --data out, only detectors have scores."
+        )
     module = models.load(trained.config, trained.file("model.safetensors"))
-    dataset = read_dataset(data)
-    before = validate(best, dataset, split="val", settings=ValidationSettings(engine="pytorch")).metrics
     origin = trained.config.provenance
     provenance: dict[str, Any] = {key: origin[key] for key in KEPT if origin.get(key) is not None}
     provenance |= {"datasets": list(datasets), "trained_by": list(trained_by)}
     config = trained.config.replace(name=name, provenance=provenance)
     files = {"model.safetensors": lambda path: models.save_weights(module, path, config, half_matrices=True)}
     write_folder(out, config, files, overwrite=True)
-    export_onnx(ModelFolder.open(out))
-    after = validate(out, dataset, split="val", settings=ValidationSettings(engine="onnx")).metrics
-    figures = {key: round(float(getattr(after, key)), 4) for key in ("map50", "map75", "map50_95")}
-
-    config = config.replace(provenance={**provenance, "metrics": figures})
-    text = _figures_text(name, data, before, after) + "\n" + notes
+    if onnx:
+        export_onnx(ModelFolder.open(out))
     released = models.load(config, out / "model.safetensors")
-    onnx = (out / "model.onnx").read_bytes()
-    write_folder(
-        out,
-        config,
-        {
-            "model.safetensors": lambda path: models.save_weights(released, path, config, half_matrices=True),
-            "model.onnx": lambda path: _write(path, onnx),
-        },
-        card=render_card(config, files=["config.json", "model.safetensors", "model.onnx"], text=text),
-        overwrite=True,
-    )
+    figures: dict[str, float] = {}
+    if data is None:
+        text = _storage_text(_map_errors(module, released))
+    else:
+        text, figures = _measure(name, data, best, out, onnx)
+        config = config.replace(provenance={**provenance, "metrics": figures})
+    writers = {"model.safetensors": lambda path: models.save_weights(released, path, config, half_matrices=True)}
+    if onnx:
+        content = (out / "model.onnx").read_bytes()
+        writers["model.onnx"] = lambda path: _write(path, content)
+    card = render_card(config, files=["config.json", *writers], text=f"{text}\n{notes}")
+    write_folder(out, config, writers, card=card, overwrite=True)
     return figures
 
 
-def _figures_text(name: str, data: Path, before: Any, after: Any) -> str:
+def _measure(name: str, data: Path, best: Path, out: Path, onnx: bool) -> tuple[str, dict[str, float]]:
+    """The card's figures, and the three that stand in its header; of the weights as trained and as released."""
+    from .data import read_dataset
+    from .evaluation.runner import ValidationSettings, validate
+
+    dataset = read_dataset(data)
+    before = validate(best, dataset, split="val", settings=ValidationSettings(engine="pytorch")).metrics
+    engine = "onnx" if onnx else "pytorch"
+    after = validate(out, dataset, split="val", settings=ValidationSettings(engine=engine)).metrics
+    figures = {key: round(float(getattr(after, key)), 4) for key in ("map50", "map75", "map50_95")}
+    return _figures_text(name, data, engine, before, after), figures
+
+
+def _map_errors(trained: ZooModule, released: ZooModule) -> list[float]:
+    """Relative L2 errors of the released backbone's maps, on a drawn surface."""
+    import torch
+
+    from .synthetic import draw_sample
+
+    image = torch.from_numpy(draw_sample(0, size=(256, 256)).image)[None]
+    maps = []
+    for module in (trained, released):
+        backbone = cast("Backbone", getattr(module, "backbone", module))
+        with torch.inference_mode():
+            maps.append(backbone.eval()(backbone.normalize(image)))
+    return [float((got - wanted).norm() / wanted.norm()) for wanted, got in zip(*maps, strict=True)]
+
+
+def _storage_text(errors: list[float]) -> str:
+    """What storing in float16 changes."""
+    return (
+        "Matrices are stored in float16, which moves the backbone's maps on a drawn steel surface by at most "
+        f"{max(errors):.1e} of their norm.\n"
+    )
+
+
+def _figures_text(name: str, data: Path, engine: str, before: Any, after: Any) -> str:
     """The card's figures; ``before`` are those of the weights as trained, ``after`` of the files released."""
     rows = "".join(
         f"| {key} | {getattr(after, key):.4f} | {getattr(before, key):.4f} |\n"
@@ -86,10 +137,10 @@ def _figures_text(name: str, data: Path, before: Any, after: Any) -> str:
     classes = "".join(f"| {one.name} | {one.boxes} | {one.ap50:.3f} | {one.ap50_95:.3f} |\n" for one in after.classes)
     return (
         "## Figures\n\n"
-        f"`agssp-zoo val --data {data.name} --model {name} --split val --engine onnx` (COCO's definitions, scores "
+        f"`agssp-zoo val --data {data.name} --model {name} --split val --engine {engine}` (COCO's definitions, scores "
         "above 0.001, at most 100 detections a class and image). Beside them the same of the weights as trained: "
         f"storing matrices in float16 moves map50_95 by {100 * (after.map50_95 - before.map50_95):+.2f} points.\n\n"
-        f"| | released (float16 matrices, ONNX) | as trained (float32, PyTorch) |\n|---|--:|--:|\n{rows}\n"
+        f"| | released (float16 matrices, {engine}) | as trained (float32, PyTorch) |\n|---|--:|--:|\n{rows}\n"
         f"| class | boxes | AP50 | AP50_95 |\n|---|--:|--:|--:|\n{classes}"
     )
 
@@ -98,19 +149,22 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m agssp_zoo.training.release", description="A trained model as a folder to publish."
     )
     parser.add_argument("best", type=Path, help="model folder of a run, e.g. runs/x/best")
     parser.add_argument("--name", required=True, help="architecture.tag")
-    parser.add_argument("--data", type=Path, required=True, help="data set whose split val is measured")
+    parser.add_argument(
+        "--data", type=Path, help="data set whose split val is measured; left out for pretrained models"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--trained-by", action="append", default=[], help="a command of the training; repeatable")
     parser.add_argument("--datasets", nargs="*", default=[], help="names for the card's header")
+    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="write no model.onnx")
     parser.add_argument("--notes", type=Path, help="Markdown file for the card: terms of the data, limits")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     figures = release(
         args.best,
@@ -120,8 +174,9 @@ def main() -> int:
         trained_by=tuple(args.trained_by),
         notes=notes,
         datasets=tuple(args.datasets),
+        onnx=args.onnx,
     )
-    sys.stdout.write(f"{args.out}: {figures}\n")
+    sys.stdout.write(f"{args.out}: {figures or 'written'}\n")
     return 0
 
 

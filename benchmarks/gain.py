@@ -1,0 +1,295 @@
+"""What pretraining is worth: detectors fine-tuned on few labelled images, from every start, with the same budget.
+
+    python -m benchmarks.gain --data DATA --maps runs/maps/pool --out runs/gain
+
+``DATA`` holds the folders of :data:`POOL`; ``--maps`` their anomaly maps (``agssp-zoo anomaly-maps``). For every arm
+the command pretrains once, then fine-tunes for every number of images and every seed and scores the weights of the
+last epoch on ``neu_det/val.txt``: nothing is chosen on those images. Each step is one of the commands that a user
+runs; what is finished stays, what was stopped goes on. It prints the tables of docs/results.md; ``--write`` puts them
+there.
+
+``--tune LR ...`` chooses the learning rate on images of train.txt alone: it fine-tunes on 100 of them and scores 300
+others; the sets of 100 and 300 images that the arms learn from hold none of these 400.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import ROOT
+
+DOCS = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- begin of the tables -->", "<!-- end of the tables -->"
+POOL = ("bsdata", "cold_rolled_strip", "magnetic_tile", "neu_det", "xsdd")
+"""Images to pretrain on. KolektorSDD is left out, for its licence forbids commercial use of what is made of it."""
+EPOCHS = {100: 80, 300: 40, 1439: 12}
+"""Epochs of fine-tuning for a number of images."""
+LEARNING_RATE = 0.002
+TUNING = 400
+"""Images of train.txt that the learning rate is chosen on: 100 to learn from, the others to score."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pretraining run.
+
+    Attributes:
+        name: its folder.
+        words: the command, with ``{data}``, ``{maps}``, ``{pool}`` and ``{out}`` to be filled in.
+        after: the stage that it builds on.
+    """
+
+    name: str
+    words: str
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A start of fine-tuning.
+
+    Attributes:
+        name: as in names of folders.
+        label: as in the table.
+        start: options of ``agssp-zoo finetune``.
+        stage: the pretraining run that it needs.
+    """
+
+    name: str
+    label: str
+    start: str
+    stage: str = ""
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "agbp",
+            "pretrain-backbone --images {pool} --exclude {data}/neu_det/val.txt --maps {maps} --recipe cspdarknet_cpu",
+        ),
+        Stage(
+            "agdp",
+            "pretrain-detector --images {pool} --exclude {data}/neu_det/val.txt --maps {maps} --model yolov8_n "
+            "--backbone-weights {out}/agbp/last --size 224 --optimizer adamw",
+            after="agbp",
+        ),
+    )
+}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("random", "random weights", "--model yolov8_n --weights none"),
+        Arm("agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/agbp/last", "agbp"),
+        Arm("agssp", "AGBP and AGDP (AGSSP)", "--model {out}/agdp/last", "agdp"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: an arm, a number of images, a seed; to choose the learning rate when it has one of its own."""
+
+    arm: str
+    images: int
+    seed: int
+    lr: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's folder."""
+        return f"{self.arm}_{self.images}_{self.seed}" + ("" if self.lr is None else f"_tune_{self.lr:g}")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are, and what the commands are run with."""
+
+    data: Path
+    maps: Path
+    out: Path
+    threads: int
+
+    def fill(self, words: str) -> list[str]:
+        """A command's words with the folders in their places."""
+        pool = " ".join(str(self.data / name) for name in POOL)
+        return words.format(data=self.data, maps=self.maps, pool=pool, out=self.out).split()
+
+    @property
+    def machine(self) -> list[str]:
+        """Options of every run."""
+        return ["--device", "cpu", "--threads", str(self.threads)]
+
+
+def main() -> int:
+    """Runs what is missing of what was asked for and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {', '.join(POOL)}")
+    parser.add_argument("--maps", type=Path, required=True, help="anomaly maps of those")
+    parser.add_argument("--out", type=Path, default=Path("runs/gain"))
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--images", nargs="*", type=int, choices=list(EPOCHS), default=list(EPOCHS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--tune", nargs="+", type=float, metavar="LR", help="try learning rates on a part of train")
+    parser.add_argument("--stages-only", action="store_true", help="pretrain, and do not fine-tune")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: the runs that are finished")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS.name}")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    places = Places(args.data, args.maps, args.out, args.threads)
+    if args.tune:
+        runs = [Run(arm, 100, seed, lr) for seed in args.seeds for arm in args.arms for lr in args.tune]
+    else:
+        runs = [Run(arm, count, seed) for count in args.images for seed in args.seeds for arm in args.arms]
+    if not args.table_only:
+        for arm in args.arms:
+            pretrain(ARMS[arm].stage, places)
+        for run in () if args.stages_only else runs:
+            finetune(run, places)
+    if args.tune:
+        for lr in args.tune:
+            found = [score for run in runs if run.lr == lr and (score := read_score(run, places.out))]
+            print(f"lr {lr:g}: map50_95 {statistics.mean(s['map50_95'] for s in found):.4f} of {len(found)} runs")
+        return 0
+    text = tables(places.out)
+    print(text)
+    if args.write:
+        page = DOCS.read_text()
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        DOCS.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    return 0
+
+
+def pretrain(name: str, places: Places) -> None:
+    """Runs a stage and those before it, unless it is finished."""
+    if not name or (places.out / f"{name}.done").is_file():
+        return
+    stage = STAGES[name]
+    pretrain(stage.after, places)
+    run_resumable(places.fill(stage.words), places.out / name, places)
+    (places.out / f"{name}.done").touch()
+
+
+def finetune(run: Run, places: Places) -> None:
+    """Fine-tunes and scores, unless that is finished."""
+    result = places.out / f"{run.name}.json"
+    if result.is_file():
+        return
+    arm = ARMS[run.arm]
+    data = labelled(places, run)
+    lr = LEARNING_RATE if run.lr is None else run.lr
+    budget = f"finetune --data {data} --size 224 --epochs {EPOCHS[run.images]} --lr {lr:g} --seed {run.seed}"
+    unseen = f"--val-every {EPOCHS[run.images]} --no-plots --no-report"
+    out = places.out / run.name
+    run_resumable([*budget.split(), *unseen.split(), *places.fill(arm.start)], out, places)
+    score = ["val", "--data", str(data), "--model", str(out / "last"), "--out", str(out / "score"), "--split", "val"]
+    call([*score, "--device", "cpu", "--images", "0"])
+    values = json.loads((out / "score" / "metrics.json").read_text())
+    temporary = result.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"map50": values["map50"], "map50_95": values["map50_95"]}) + "\n")
+    temporary.replace(result)
+
+
+def run_resumable(words: Sequence[str], out: Path, places: Places) -> None:
+    """Runs a training command, or goes on with it."""
+    if (out / "config.json").is_file():
+        call([words[0], "--out", str(out), "--resume", "--threads", str(places.threads)])
+    else:
+        call([*words, *places.machine, "--out", str(out)])
+
+
+def call(words: Sequence[str]) -> None:
+    """Runs a command of the package.
+
+    Raises:
+        CalledProcessError: it failed; what it said stands above.
+    """
+    print("agssp-zoo", *words, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "agssp_zoo", *words], check=True, stdout=sys.stderr)
+
+
+def labelled(places: Places, run: Run) -> Path:
+    """The folder of a run's labelled images: links to NEU-DET's, and lists of its own."""
+    source = (places.data / "neu_det").resolve()
+    tuning, rest = split_train((source / "train.txt").read_text().split())
+    if run.lr is None:
+        train, val = draw(rest if run.images <= len(rest) else tuning + rest, run.images, run.seed), None
+    else:
+        train, val = draw(tuning, run.images, run.seed), tuning
+        val = [name for name in tuning if name not in set(train)]
+    folder = places.out / "data" / (f"tune_{run.seed}" if run.lr is not None else f"{run.images}_{run.seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("images", "annotations"):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(source / name)
+    (folder / "train.txt").write_text("".join(f"{name}\n" for name in train))
+    (folder / "val.txt").write_text((source / "val.txt").read_text() if val is None else "\n".join(val) + "\n")
+    return folder
+
+
+def split_train(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Splits the names of train.txt into those for choosing the learning rate and the others."""
+    names = sorted(names)
+    tuning = draw(names, TUNING, seed=-1)
+    chosen = set(tuning)
+    return tuning, [name for name in names if name not in chosen]
+
+
+def draw(names: Sequence[str], count: int, seed: int) -> list[str]:
+    """Draws names, as many of every class as there are in proportion; NEU-DET's names begin with their class."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        by_class[name.rsplit("_", 1)[0]].append(name)
+    generator = random.Random(seed)
+    places = []
+    for name in sorted(by_class):
+        members = generator.sample(by_class[name], len(by_class[name]))
+        places += [((rank + 0.5) / len(members), generator.random(), member) for rank, member in enumerate(members)]
+    return [member for *_, member in sorted(places)[:count]]
+
+
+def read_score(run: Run, out: Path) -> dict[str, float] | None:
+    """What a finished run scored."""
+    file = out / f"{run.name}.json"
+    values: dict[str, float] | None = json.loads(file.read_text()) if file.is_file() else None
+    return values
+
+
+def tables(out: Path) -> str:
+    """A line for every arm and number of images: the scores of all seeds, their mean, and the gain over random."""
+    text = "| images | start | map50 of each seed | mean | gain | map50_95 of each seed | mean | gain |\n"
+    text += "|--:|---|---|--:|--:|---|--:|--:|\n"
+    for count in EPOCHS:
+        scores = {
+            arm: {seed: score for seed in range(10) if (score := read_score(Run(arm, count, seed), out))}
+            for arm in ARMS
+        }
+        for name, found in scores.items():
+            if found:
+                cells = [str(count), ARMS[name].label]
+                for key in ("map50", "map50_95"):
+                    cells += columns(key, found, scores["random"] if name != "random" else {})
+                text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def columns(key: str, found: dict[int, dict[str, float]], base: dict[int, dict[str, float]]) -> list[str]:
+    """The cells of one metric, in points: all seeds, mean, and mean difference to the baseline of the same seeds."""
+    values = [100 * score[key] for score in found.values()]
+    both = [100 * (found[seed][key] - base[seed][key]) for seed in found if seed in base]
+    spread = f" ± {statistics.stdev(both):.1f}" if len(both) > 1 else ""
+    gain = f"{statistics.mean(both):+.1f}{spread}" if both else ""
+    return [", ".join(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}", gain]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
