@@ -2,11 +2,11 @@
 
     python -m benchmarks.gain --data DATA --maps runs/maps/pool --out runs/gain
 
-``DATA`` holds the folders of :data:`POOL`; ``--maps`` their anomaly maps (``agssp-zoo anomaly-maps``). For every arm
-the command pretrains once, then fine-tunes for every number of images and every seed and scores the weights of the
-last epoch on ``neu_det/val.txt``: nothing is chosen on those images. Each step is one of the commands that a user
-runs; what is finished stays, what was stopped goes on. It prints the tables of docs/results.md; ``--write`` puts them
-there.
+``DATA`` holds the folders of :data:`~benchmarks.gain_arms.POOL`; ``--maps`` their anomaly maps (``agssp-zoo
+anomaly-maps``). For every arm the command pretrains once, then fine-tunes for every number of images and every seed and
+scores the weights of the last epoch on ``neu_det/val.txt``: nothing is chosen on those images. Each step is one of the
+commands that a user runs; what is finished stays, what was stopped goes on. It prints the tables of docs/results.md;
+``--write`` puts them there.
 
 ``--tune LR ...`` chooses the learning rate on images of train.txt alone: it fine-tunes on 100 of them and scores 300
 others; the sets of 100 and 300 images that the arms learn from hold none of these 400.
@@ -26,73 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import ROOT
+from benchmarks.gain_arms import ARMS, MAIN, POOL, STAGES
 
 DOCS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- begin of the tables -->", "<!-- end of the tables -->"
-POOL = ("bsdata", "cold_rolled_strip", "magnetic_tile", "neu_det", "xsdd")
-"""Images to pretrain on. KolektorSDD is left out, for its licence forbids commercial use of what is made of it."""
 EPOCHS = {100: 80, 300: 40, 1439: 12}
 """Epochs of fine-tuning for a number of images."""
 LEARNING_RATE = 0.002
 TUNING = 400
 """Images of train.txt that the learning rate is chosen on: 100 to learn from, the others to score."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A pretraining run.
-
-    Attributes:
-        name: its folder.
-        words: the command, with ``{data}``, ``{maps}``, ``{pool}`` and ``{out}`` to be filled in.
-        after: the stage that it builds on.
-    """
-
-    name: str
-    words: str
-    after: str = ""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A start of fine-tuning.
-
-    Attributes:
-        name: as in names of folders.
-        label: as in the table.
-        start: options of ``agssp-zoo finetune``.
-        stage: the pretraining run that it needs.
-    """
-
-    name: str
-    label: str
-    start: str
-    stage: str = ""
-
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "agbp",
-            "pretrain-backbone --images {pool} --exclude {data}/neu_det/val.txt --maps {maps} --recipe cspdarknet_cpu",
-        ),
-        Stage(
-            "agdp",
-            "pretrain-detector --images {pool} --exclude {data}/neu_det/val.txt --maps {maps} --model yolov8_n "
-            "--backbone-weights {out}/agbp/last --size 224 --optimizer adamw",
-            after="agbp",
-        ),
-    )
-}
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("random", "random weights", "--model yolov8_n --weights none"),
-        Arm("agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/agbp/last", "agbp"),
-        Arm("agssp", "AGBP and AGDP (AGSSP)", "--model {out}/agdp/last", "agdp"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -117,12 +59,13 @@ class Places:
     data: Path
     maps: Path
     out: Path
+    encoder: Path | None
     threads: int
 
     def fill(self, words: str) -> list[str]:
         """A command's words with the folders in their places."""
         pool = " ".join(str(self.data / name) for name in POOL)
-        return words.format(data=self.data, maps=self.maps, pool=pool, out=self.out).split()
+        return words.format(data=self.data, maps=self.maps, pool=pool, out=self.out, encoder=self.encoder).split()
 
     @property
     def machine(self) -> list[str]:
@@ -136,7 +79,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {', '.join(POOL)}")
     parser.add_argument("--maps", type=Path, required=True, help="anomaly maps of those")
     parser.add_argument("--out", type=Path, default=Path("runs/gain"))
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--encoder-weights", type=Path, help="ViT-S/14 in DINOv2's layout, for maps of the studies")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(MAIN))
     parser.add_argument("--images", nargs="*", type=int, choices=list(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--tune", nargs="+", type=float, metavar="LR", help="try learning rates on a part of train")
@@ -145,7 +89,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS.name}")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    places = Places(args.data, args.maps, args.out, args.threads)
+    places = Places(args.data, args.maps, args.out, args.encoder_weights, args.threads)
     if args.tune:
         runs = [Run(arm, 100, seed, lr) for seed in args.seeds for arm in args.arms for lr in args.tune]
     else:
@@ -175,7 +119,11 @@ def pretrain(name: str, places: Places) -> None:
         return
     stage = STAGES[name]
     pretrain(stage.after, places)
-    run_resumable(places.fill(stage.words), places.out / name, places)
+    out = places.out / name
+    if stage.module == "agssp_zoo":
+        run_resumable(places.fill(stage.words), out, places)
+    else:
+        call([*places.fill(stage.words), "--out", str(out)], stage.module)
     (places.out / f"{name}.done").touch()
 
 
@@ -207,14 +155,14 @@ def run_resumable(words: Sequence[str], out: Path, places: Places) -> None:
         call([*words, *places.machine, "--out", str(out)])
 
 
-def call(words: Sequence[str]) -> None:
-    """Runs a command of the package.
+def call(words: Sequence[str], module: str = "agssp_zoo") -> None:
+    """Runs a command.
 
     Raises:
         CalledProcessError: it failed; what it said stands above.
     """
-    print("agssp-zoo", *words, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "agssp_zoo", *words], check=True, stdout=sys.stderr)
+    print(module, *words, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", module, *words], check=True, stdout=sys.stderr)
 
 
 def labelled(places: Places, run: Run) -> Path:
@@ -265,20 +213,28 @@ def read_score(run: Run, out: Path) -> dict[str, float] | None:
 
 
 def tables(out: Path) -> str:
-    """A line for every arm and number of images: the scores of all seeds, their mean, and the gain over random."""
-    text = "| images | start | map50 of each seed | mean | gain | map50_95 of each seed | mean | gain |\n"
-    text += "|--:|---|---|--:|--:|---|--:|--:|\n"
-    for count in EPOCHS:
-        scores = {
-            arm: {seed: score for seed in range(10) if (score := read_score(Run(arm, count, seed), out))}
-            for arm in ARMS
-        }
-        for name, found in scores.items():
-            if found:
-                cells = [str(count), ARMS[name].label]
-                for key in ("map50", "map50_95"):
-                    cells += columns(key, found, scores["random"] if name != "random" else {})
-                text += f"| {' | '.join(cells)} |\n"
+    """The main table, and that of the studies where there are any."""
+    head = "map50 of each seed | mean | gain | map50_95 of each seed | mean | gain |\n"
+    text = f"| images | start | {head}|--:|---|---|--:|--:|---|--:|--:|\n"
+    text += "".join(lines(out, MAIN, count) for count in EPOCHS)
+    studies = lines(out, ("random", *(name for name in ARMS if name.startswith("study"))), 100)
+    if studies.count("\n") > 1:
+        text += f"\n| images | backbone pretrained on | {head}|--:|---|---|--:|--:|---|--:|--:|\n{studies}"
+    return text
+
+
+def lines(out: Path, arms: Sequence[str], count: int) -> str:
+    """A line for every arm: the scores of all seeds, their mean, and the gain over random weights."""
+    text, base = "", {}
+    for name in arms:
+        found = {seed: score for seed in range(10) if (score := read_score(Run(name, count, seed), out))}
+        if name == "random":
+            base = found
+        if found:
+            cells = [str(count), ARMS[name].label]
+            for key in ("map50", "map50_95"):
+                cells += columns(key, found, base if name != "random" else {})
+            text += f"| {' | '.join(cells)} |\n"
     return text
 
 

@@ -1,0 +1,105 @@
+"""The starts of fine-tuning that :mod:`benchmarks.gain` compares, and the pretraining runs behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POOL = ("bsdata", "cold_rolled_strip", "magnetic_tile", "neu_det", "xsdd")
+"""Images to pretrain on. KolektorSDD is left out, for its licence forbids commercial use of what is made of it."""
+STUDY_EPOCHS = {"neu_det": 32, "pool": 7}
+"""Epochs of stage 1 in the studies: about 46,000 images each."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pretraining run.
+
+    Attributes:
+        name: its folder.
+        words: the command, with ``{data}``, ``{maps}``, ``{pool}``, ``{encoder}`` and ``{out}`` to be filled in.
+        after: the stage that it builds on.
+        module: what Python runs.
+    """
+
+    name: str
+    words: str
+    after: str = ""
+    module: str = "agssp_zoo"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A start of fine-tuning.
+
+    Attributes:
+        name: as in names of folders.
+        label: as in the table.
+        start: options of ``agssp-zoo finetune``.
+        stage: the pretraining run that it needs.
+    """
+
+    name: str
+    label: str
+    start: str
+    stage: str = ""
+
+
+_VAL = "--exclude {data}/neu_det/val.txt"
+_AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images "
+
+
+def _on_neu_det(maps: str) -> str:
+    return f"{_AGBP}{{data}}/neu_det --maps {{out}}/maps_{maps} --epochs {STUDY_EPOCHS['neu_det']}"
+
+
+def _maps(method: str) -> str:
+    how = "--encoder-weights {encoder} --size 224 --precision bf16 --batch 16"
+    return f"anomaly-maps {{data}}/neu_det {_VAL} --method {method} {how}"
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("agbp", _AGBP + "{pool} --maps {maps}"),
+        Stage(
+            "agdp",
+            f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_n "
+            "--backbone-weights {out}/agbp/last --size 224 --optimizer adamw",
+            after="agbp",
+        ),
+        Stage("maps_auto", _maps("auto")),
+        Stage("maps_own", _maps("own")),
+        Stage("maps_truth", "truth --data {data}/neu_det", module="benchmarks.study_maps"),
+        Stage(
+            "maps_shuffled",
+            "shuffled --data {data}/neu_det --maps {out}/maps_auto",
+            after="maps_auto",
+            module="benchmarks.study_maps",
+        ),
+        *(Stage(f"agbp_{kind}", _on_neu_det(kind), f"maps_{kind}") for kind in ("shuffled", "own", "auto", "truth")),
+        Stage("agbp_pool", f"{_AGBP}{{pool}} --maps {{maps}} --epochs {STUDY_EPOCHS['pool']}"),
+        Stage("agbp_balanced", f"{_AGBP}{{pool}} --maps {{maps}} --epochs {STUDY_EPOCHS['pool']} --sampling balanced"),
+    )
+}
+STUDIES = {
+    "shuffled": "neu_det, maps of other images",
+    "own": "neu_det, maps by own",
+    "auto": "neu_det, maps by auto",
+    "truth": "neu_det, maps of the labelled boxes",
+    "pool": "the pool, maps by auto",
+    "balanced": "the pool, maps by auto, as many images of every data set",
+}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("random", "random weights", "--model yolov8_n --weights none"),
+        Arm("agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/agbp/last", "agbp"),
+        Arm("agssp", "AGBP and AGDP (AGSSP)", "--model {out}/agdp/last", "agdp"),
+        *(
+            Arm(f"study_{name}", label, f"--model yolov8_n --weights none --backbone-weights {{out}}/agbp_{name}/last",
+                f"agbp_{name}")
+            for name, label in STUDIES.items()
+        ),
+    )
+}  # fmt: skip
+MAIN = ("random", "agbp", "agssp")
