@@ -23,7 +23,10 @@ from agssp_zoo.errors import AgsspZooError, InvalidArgumentError
 if TYPE_CHECKING:
     from agssp_zoo.models import Backbone, ZooModule
 
-KEPT = ("license", "datasets", "seed", "data_fingerprint", "versions", "git_commit", "epoch")
+KEPT = (
+    "license", "datasets", "seed", "data_fingerprint", "pretrained_on", "anomaly_maps", "start", "versions", "git_commit",
+    "epoch",
+)  # fmt: skip
 """What of the run's provenance stands in the released config.json; the settings are in the command."""
 
 
