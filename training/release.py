@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from agssp_zoo.models import Backbone, ZooModule
 
 KEPT = (
-    "license", "datasets", "seed", "data_fingerprint", "pretrained_on", "anomaly_maps", "start", "versions", "git_commit",
-    "epoch",
+    "license", "datasets", "seed", "data_fingerprint", "pretrained_on", "anomaly_maps", "start", "versions",
+    "git_commit", "epoch",
 )  # fmt: skip
 """What of the run's provenance stands in the released config.json; the settings are in the command."""
 
