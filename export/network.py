@@ -95,7 +95,7 @@ def output_names(module: ZooModule, *, raw: bool) -> list[str]:
     if not isinstance(module, DetectorModule):
         raise ExportError(f"{module.config.name} is neither a backbone nor a detector.")
     if raw:
-        return [f"{kind}_logits_{stride}" for stride in module.strides for kind in ("class", "box")]
+        return list(module.raw_names)
     return ["boxes", "scores"]
 
 
