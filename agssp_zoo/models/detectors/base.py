@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,35 +14,19 @@ from agssp_zoo.models.base import ZooModule, is_capturing
 from agssp_zoo.models.targets import Targets
 
 
-class BoxTargets(Protocol):
-    """The labelled boxes of a batch, filled up to the same number M for every image."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(B, M) int64 classes; anything where the mask is false."""
-
-    @property
-    def boxes(self) -> Tensor:
-        """(B, M, 4) float32 xyxy, in input pixels."""
-
-    @property
-    def mask(self) -> Tensor:
-        """(B, M) bool, which rows are boxes."""
-
-
 class DetectorModule(ZooModule):
     """Base class of detectors.
 
     Attributes:
-        family: how it is trained, ``"anchor_free"``, ``"two_stage"`` or ``"set_prediction"``.
+        family: how it is trained, ``"yolov8"``, ``"faster_rcnn"`` or ``"dino"``.
         backbone: images to feature maps.
         neck: feature maps to fused ones.
         head: fused feature maps to raw outputs.
         num_classes: number of classes.
+        class_layers: names of the layers that tell the classes apart, drawn anew when a model learns other classes.
         strides: of the head's levels, in input pixels.
     """
 
-    family: str
     family: ClassVar[str]
     class_layers: tuple[str, ...]
     backbone: Backbone

@@ -25,7 +25,6 @@ class YOLOv8(DetectorModule):
         reg_max: bins of the head's distributions.
     """
 
-    family = "anchor_free"
     family: ClassVar[str] = "yolov8"
     neck: PAFPN
     head: DFLHead
@@ -44,10 +43,6 @@ class YOLOv8(DetectorModule):
         """Draws new weights."""
         initialize(self)
         self.head.reset_predictions()
-
-    def class_layers(self) -> tuple[str, ...]:
-        """The last layer of every level's class branch."""
-        return tuple(f"head.cls_branches.{level}.2" for level in range(len(self.strides)))
 
     @property
     def raw_names(self) -> tuple[str, ...]:
