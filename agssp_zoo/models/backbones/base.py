@@ -45,7 +45,7 @@ class Backbone(ZooModule):
     @property
     @abstractmethod
     def stages(self) -> tuple[nn.Module, ...]:
-        """The stages in order; ``stages[i]`` makes the map of out index i."""
+        """The stages in order; ``stages[i]`` makes the map of out index i, which :meth:`output_map` hands out."""
 
     @abstractmethod
     def forward_stem(self, x: Tensor) -> Tensor:
@@ -85,16 +85,25 @@ class Backbone(ZooModule):
             x: normalised images, float, (B, 3, H, W).
 
         Returns:
-            one (B, channels, H / reduction, W / reduction) for every entry of :attr:`feature_info`. Stages beyond
-            the last one asked for are not computed.
+            one (B, channels, H / reduction, W / reduction) for every entry of :attr:`feature_info`, sides rounded up.
+            Stages beyond the last one asked for are not computed.
         """
         x = self.forward_stem(x)
         maps = []
         for index, stage in enumerate(self.stages[: self._out_indices[-1] + 1]):
             x = stage(x)
             if index in self._out_indices:
-                maps.append(x)
+                maps.append(self.output_map(index, x))
         return maps
+
+    def output_map(self, index: int, x: Tensor) -> Tensor:
+        """What a stage hands out of what it hands on: the same, or the same behind a norm of its own.
+
+        Args:
+            index: of the stage, from 0.
+            x: what the stage answered, (B, C, H, W).
+        """
+        return x
 
     def preprocess(self, source: Any, *, channel_order: ChannelOrder = "rgb") -> Tensor:
         """Reads images as the config says.
