@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -204,7 +204,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("cspdarknet_n", "backbone", _cspdarknet(0.25, 1 / 3), preprocess=_BACKBONE_INPUT),
             Architecture("cspdarknet_s", "backbone", _cspdarknet(0.5, 1 / 3), preprocess=_BACKBONE_INPUT),
             _with_swin("swin_b", "backbone", _swin(7)),
-            _with_swin("swin_b_simmim", "backbone", _swin(6)),
+            _with_swin("swin_b_simmim", "backbone", _swin(6), None, replace(_BACKBONE_INPUT, size=(192, 192))),
             Architecture("yolov8_n", "detector", _yolov8("cspdarknet_n"), "cspdarknet_n"),
             Architecture("yolov8_s", "detector", _yolov8("cspdarknet_s"), "cspdarknet_s"),
             Architecture("yolov8_resnet50", "detector", _yolov8("resnet50"), "resnet50", options=_RESNET_OPTIONS),

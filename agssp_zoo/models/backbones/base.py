@@ -105,6 +105,17 @@ class Backbone(ZooModule):
         """
         return x
 
+    def optional_entries(self, used: Sequence[int]) -> dict[str, Tensor]:
+        """What weights may lack when only some maps are wanted.
+
+        Args:
+            used: the stages, from 0, whose maps are wanted.
+
+        Returns:
+            names of :meth:`state_dict`, and the values that change nothing.
+        """
+        return {}
+
     def preprocess(self, source: Any, *, channel_order: ChannelOrder = "rgb") -> Tensor:
         """Reads images as the config says.
 

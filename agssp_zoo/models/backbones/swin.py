@@ -200,6 +200,15 @@ class Swin(Backbone):
         normed: Tensor = self._norm(index)(x.permute(0, 2, 3, 1))
         return normed.permute(0, 3, 1, 2)
 
+    def optional_entries(self, used: Sequence[int]) -> dict[str, Tensor]:
+        """The norms of the other stages; see :meth:`Backbone.optional_entries`."""
+        found = {}
+        for index, info in enumerate(self.stage_info):
+            if index not in used:
+                found[f"{info.name}.norm.weight"] = torch.ones(info.channels, device="cpu")
+                found[f"{info.name}.norm.bias"] = torch.zeros(info.channels, device="cpu")
+        return found
+
     def set_out_indices(self, out_indices: Sequence[int]) -> None:
         """See :meth:`Backbone.set_out_indices`; the norms of stages that are not taken get no gradients."""
         super().set_out_indices(out_indices)

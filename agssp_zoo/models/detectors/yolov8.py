@@ -41,7 +41,9 @@ class YOLOv8(DetectorModule):
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
-        initialize(self)
+        self.backbone.reset_parameters()
+        initialize(self.neck)
+        initialize(self.head)
         self.head.reset_predictions()
 
     @property
