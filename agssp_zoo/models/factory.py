@@ -13,9 +13,10 @@ import torch
 
 from agssp_zoo.config import ModelConfig, Postprocess, Preprocess
 from agssp_zoo.errors import ConfigError, ModelNotFoundError
+from agssp_zoo.layouts import layout_of
 from agssp_zoo.models.backbones import Backbone, CSPDarknet, ResNet, Swin
 from agssp_zoo.models.base import ZooModule
-from agssp_zoo.models.detectors import YOLOv8
+from agssp_zoo.models.detectors import FasterRCNN, YOLOv8
 from agssp_zoo.models.weights import load_weights
 
 Option = bool | int | float | str
@@ -36,6 +37,7 @@ class Architecture:
         options: what config.json's ``options`` may set, with the defaults.
         visible_options: those of them that names and shapes of the weights tell, so that a file need not state them.
         preprocess: default of models that we train.
+        postprocess: likewise, for a detector; several labels a box are allowed where there are several classes.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Architecture:
     options: Mapping[str, Option] = field(default_factory=dict)
     visible_options: frozenset[str] = frozenset()
     preprocess: Preprocess = field(default_factory=Preprocess)
+    postprocess: Postprocess = field(default_factory=Postprocess)
 
 
 def build(config: ModelConfig, *, init: bool = True) -> ZooModule:
@@ -111,7 +114,7 @@ def default_config(
         class_names=names,
         options=dict(options or {}),
         preprocess=spec.preprocess,
-        postprocess=Postprocess(multi_label=len(names) > 1) if spec.task == "detector" else None,
+        postprocess=replace(spec.postprocess, multi_label=len(names) > 1) if spec.task == "detector" else None,
     )
 
 
@@ -155,6 +158,10 @@ def _yolov8(backbone: str) -> Callable[[ModelConfig], YOLOv8]:
     return lambda config: YOLOv8(config, build_inner(config, backbone))
 
 
+def _faster_rcnn(backbone: str) -> Callable[[ModelConfig], FasterRCNN]:
+    return lambda config: FasterRCNN(config, build_inner(config, backbone))
+
+
 def build_inner(config: ModelConfig, backbone: str) -> Backbone:
     """The backbone of a detector, with a config of its own: the detector's options that it knows, and its input.
 
@@ -191,9 +198,14 @@ def _with_swin(
     build: Callable[[ModelConfig], ZooModule],
     backbone: str | None = None,
     preprocess: Preprocess = _BACKBONE_INPUT,
+    postprocess: Postprocess | None = None,
+    **more: Option,
 ) -> Architecture:
-    """A Swin, or a detector on one: its options change names and shapes of the weights."""
-    return Architecture(name, task, build, backbone, _SWIN_OPTIONS, frozenset(_SWIN_OPTIONS), preprocess)
+    """A Swin, or a detector on one: its options, and ``more``, change names and shapes of the weights."""
+    options = MappingProxyType({**_SWIN_OPTIONS, **more})
+    return Architecture(
+        name, task, build, backbone, options, frozenset(options), preprocess, postprocess or Postprocess()
+    )
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -210,6 +222,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("yolov8_resnet50", "detector", _yolov8("resnet50"), "resnet50", options=_RESNET_OPTIONS),
             _with_swin("yolov8_swin_b", "detector", _yolov8("swin_b"), "swin_b", Preprocess()),
             _with_swin("yolov8_swin_b_simmim", "detector", _yolov8("swin_b_simmim"), "swin_b_simmim", Preprocess()),
+            _with_swin(
+                "faster_rcnn_swin_b",
+                "detector",
+                _faster_rcnn("swin_b_simmim"),
+                "swin_b_simmim",
+                replace(layout_of("faster_rcnn_swin_b").preprocess, resize="pillow"),
+                layout_of("faster_rcnn_swin_b").postprocess,
+                pyramid_width=256,
+                region_width=1024,
+            ),
         )
     }
 )

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from agssp_zoo.models.heads.dfl import DFLHead, RawOutput
+from agssp_zoo.models.heads.two_stage import TwoStageHead, TwoStageOutput, TwoStageTraining
 
-__all__ = ["DFLHead", "RawOutput"]
+__all__ = ["DFLHead", "RawOutput", "TwoStageHead", "TwoStageOutput", "TwoStageTraining"]
