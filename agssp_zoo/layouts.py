@@ -50,6 +50,19 @@ RENAMES: Renames = (
     (r"^head\.roi\.hidden\.", "roi_head.bbox_head.shared_fcs."),
     (r"^head\.roi\.class_logits\.", "roi_head.bbox_head.fc_cls."),
     (r"^head\.roi\.box_deltas\.", "roi_head.bbox_head.fc_reg."),
+    # DINO
+    (r"^neck\.(convs\.\d)\.norm\.", r"neck.\1.gn."),
+    (r"^neck\.extra\.conv\.", "neck.extra_convs.0.conv."),
+    (r"^neck\.extra\.norm\.", "neck.extra_convs.0.gn."),
+    (r"^head\.class_layers\.", "bbox_head.cls_branches."),
+    (r"^head\.box_layers\.", "bbox_head.reg_branches."),
+    (r"^head\.label_embedding\.", "dn_query_generator.label_embedding."),
+    (r"^head\.memory_(fc|norm)\.", r"memory_trans_\1."),
+    (r"^head\.(level_embed$|query_embedding\.|encoder\.|decoder\.)", r"\1"),
+    (r"^decoder\.position_layers\.", "decoder.ref_point_head.layers."),
+    (r"^((?:en|de)coder\.layers\.\d\.ffn)\.expand\.", r"\1.layers.0.0."),
+    (r"^((?:en|de)coder\.layers\.\d\.ffn)\.reduce\.", r"\1.layers.1."),
+    (r"^(decoder\.layers\.\d\.self_attn)\.(in_proj_|out_proj\.)", r"\1.attn.\2"),
 )
 """Our names -> the authors', applied one after the other; ResNet has the same names in both."""
 
@@ -110,6 +123,22 @@ DETECTORS: Mapping[str, DetectorLayout] = MappingProxyType(
                 std=(61.2, 61.2, 61.2),
             ),
             postprocess=Postprocess(conf=0.05, iou=0.5, max_det=100),
+        ),
+        "dino": DetectorLayout(
+            marks=("encoder.",),
+            class_layer="bbox_head.cls_branches.0.weight",
+            preprocess=Preprocess(
+                size=640,
+                stride=1,
+                resize="opencv_linear",
+                pad_value=102,
+                pad_position="top_left",
+                pad_after_normalize=True,
+                mean=(101.57, 101.57, 101.57),
+                std=(61.2, 61.2, 61.2),
+            ),
+            # Each object is answered once, so nothing is suppressed; a caller may ask for it.
+            postprocess=Postprocess(iou=1.0, max_det=300),
         ),
     }
 )

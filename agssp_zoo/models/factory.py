@@ -16,7 +16,7 @@ from agssp_zoo.errors import ConfigError, ModelNotFoundError
 from agssp_zoo.layouts import layout_of
 from agssp_zoo.models.backbones import Backbone, CSPDarknet, ResNet, Swin
 from agssp_zoo.models.base import ZooModule
-from agssp_zoo.models.detectors import FasterRCNN, YOLOv8
+from agssp_zoo.models.detectors import DINO_OPTIONS, Dino, FasterRCNN, YOLOv8
 from agssp_zoo.models.weights import load_weights
 
 Option = bool | int | float | str
@@ -162,6 +162,10 @@ def _faster_rcnn(backbone: str) -> Callable[[ModelConfig], FasterRCNN]:
     return lambda config: FasterRCNN(config, build_inner(config, backbone))
 
 
+def _dino(backbone: str) -> Callable[[ModelConfig], Dino]:
+    return lambda config: Dino(config, build_inner(config, backbone))
+
+
 def build_inner(config: ModelConfig, backbone: str) -> Backbone:
     """The backbone of a detector, with a config of its own: the detector's options that it knows, and its input.
 
@@ -231,6 +235,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 layout_of("faster_rcnn_swin_b").postprocess,
                 pyramid_width=256,
                 region_width=1024,
+            ),
+            _with_swin(
+                "dino_swin_b",
+                "detector",
+                _dino("swin_b_simmim"),
+                "swin_b_simmim",
+                replace(layout_of("dino_swin_b").preprocess, resize="pillow"),
+                layout_of("dino_swin_b").postprocess,
+                **DINO_OPTIONS,
             ),
         )
     }
