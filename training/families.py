@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from agssp_zoo.errors import TrainingError
 from agssp_zoo.models import DetectorModule, Targets
 
 from .losses import DetectionLoss, LossSums, class_balance
+from .losses.set_prediction import PARTS as SET_PREDICTION_PARTS
+from .losses.set_prediction import SetPredictionLoss
 from .losses.two_stage import PARTS as TWO_STAGE_PARTS
 from .losses.two_stage import TwoStageLoss
 from .settings import TrainSettings
@@ -43,11 +45,13 @@ class Family:
         parts: what the parts of the loss are called, in their order.
         build_loss: module, settings and labelled boxes of each class -> the loss.
         times_batch: whether the family's learning rates are meant for the loss times the images of a step.
+        rates: by optimizer, what a run takes where it does not say and the optimizer's own would not do.
     """
 
     parts: tuple[str, ...]
     build_loss: Callable[[Any, TrainSettings, NDArray[np.int64]], Loss]
     times_batch: bool = False
+    rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def family_of(module: DetectorModule) -> Family:
@@ -79,6 +83,11 @@ def _faster_rcnn(module: Any, settings: TrainSettings, counts: NDArray[np.int64]
     return TwoStageLoss(module.num_classes)
 
 
+def _dino(module: Any, settings: TrainSettings, counts: NDArray[np.int64]) -> Loss:
+    _refuse_yolo_settings(module, settings)
+    return SetPredictionLoss(module.num_classes)
+
+
 def _refuse_yolo_settings(module: DetectorModule, settings: TrainSettings) -> None:
     """Raises TrainingError for settings that the loss of another family would pass over."""
     for name in ("cls_pw", "box_weight", "cls_weight", "dfl_weight"):
@@ -91,6 +100,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "yolov8": Family(("box_loss", "cls_loss", "dfl_loss"), _yolov8, times_batch=True),
         "faster_rcnn": Family(TWO_STAGE_PARTS, _faster_rcnn),
+        "dino": Family(SET_PREDICTION_PARTS, _dino, rates={"adamw": {"lr": 1e-4, "weight_decay": 1e-4}}),
     }
 )
 """By ``DetectorModule.family``."""

@@ -72,7 +72,7 @@ class Trainer(EpochLoop[Batch]):
         network: torch.nn.Module = self.module
         if processes > 1 and self.device.type == "cuda":
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        self.optimizer = build_optimizer(self.module, settings)
+        self.optimizer = build_optimizer(self.module, settings, backbone_lr=settings.backbone_lr)
         self.parameters = list(self.module.parameters())
         self.network, self.prepared_optimizer = accelerator.prepare(network, self.optimizer)
 
