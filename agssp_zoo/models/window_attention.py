@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agssp_zoo.models.base import is_capturing
+from agssp_zoo.models.cpu_linear import linear, rows_at_once
 
 APART = -100.0
 """Added to the logits of two tokens that only the shift brought into one window, as the paper's code does."""
@@ -22,56 +23,102 @@ KEPT_PLANS = 8
 
 
 @dataclass(frozen=True)
-class WindowPlan:
-    """How a map of one size is cut into windows.
-
-    Windows that reach over the map's end are filled up with zero tokens, which are attended to like others.
+class WindowPart:
+    """Windows of a batch of maps that are attended in one go.
 
     Attributes:
-        inside: for every place of every window, the token that stands there, (windows * N,) int64; 0 where none does.
+        inside: for every place of every window, the row of the batch's tokens (B * H * W, C) that stands there,
+            (windows * N,) int64; 0 where none does.
         outside: where none does, (windows * N, 1) bool; ``None`` if there is no such place.
-        back: for every token, its place, (H * W,) int64.
-        apart: what is added to the logits of two places of a window, (windows, 1, N, N) float32; ``None``: nothing.
+        apart: what is added to the logits of two places, (1 or windows, 1, N, N) float32; ``None``: nothing.
     """
 
     inside: Tensor
     outside: Tensor | None
-    back: Tensor
     apart: Tensor | None
 
 
-def make_plan(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowPlan:
-    """Cuts a map into windows.
+@dataclass(frozen=True)
+class WindowPlan:
+    """How a batch of maps of one size is cut into windows.
 
-    The map is filled up to whole windows on the right and at the bottom, then moved up and left by ``shift``, what
-    leaves on one side coming back on the other. Also where a single window covers the map, as in mmdet's Swin.
+    Windows that reach over the map's end are filled up with zero tokens, which are attended to like others.
+
+    Attributes:
+        parts: the windows.
+        back: for every token, its place among all places of all parts, (B * H * W,) int64.
+    """
+
+    parts: tuple[WindowPart, ...]
+    back: Tensor
+
+
+def make_plan(
+    shape: tuple[int, int, int], window: int, shift: int, device: torch.device, largest: int | None = None
+) -> WindowPlan:
+    """Cuts maps into windows.
+
+    A map is filled up to whole windows on the right and at the bottom, then moved up and left by ``shift``, what
+    leaves on one side coming back on the other; also where a single window covers the map, as in mmdet's Swin. Only
+    the windows of the last row and column then hold tokens that are no neighbours. So windows are sorted by what is
+    to be kept apart in them, one matrix a kind, unless a graph is captured.
 
     Args:
-        height: of the map.
-        width: of the map.
+        shape: number, height and width of the maps.
         window: side of a window, in tokens.
         shift: in tokens, 0 or more.
         device: of the plan.
+        largest: at most about this many places a part; ``None``: any number.
     """
+    batch, height, width = shape
     rows, row_region = _axis(height, window, shift, device)
     columns, column_region = _axis(width, window, shift, device)
-    # (windows down, places down, windows across, places across) -> windows, then places
-    token = (rows[:, :, None, None] * width + columns).transpose(1, 2).flatten()
-    outside = ((rows >= height)[:, :, None, None] | (columns >= width)).transpose(1, 2).flatten()
-    place = torch.arange(token.shape[0], device=device).view(rows.shape[0], columns.shape[0], window, window)
-    place = place.transpose(1, 2).reshape(rows.shape[0] * window, columns.shape[0] * window)
-    place = place.roll((shift, shift), (0, 1)) if shift else place
-    apart = None
-    if shift:
-        region = (row_region[:, :, None, None] * 3 + column_region).transpose(1, 2).flatten(2).flatten(0, 1)
-        apart = torch.where(region[:, None, :, None] == region[:, None, None, :], 0.0, APART)
-    filled = is_capturing() or height % window != 0 or width % window != 0
-    return WindowPlan(
-        inside=token.masked_fill(outside, 0),
-        outside=outside[:, None] if filled else None,
-        back=place[:height, :width].flatten(),
-        apart=apart,
-    )
+    # (windows down, places down, windows across, places across) -> (windows, places)
+    token = (rows[:, :, None, None] * width + columns).transpose(1, 2).flatten(2).flatten(0, 1)
+    outside = ((rows >= height)[:, :, None, None] | (columns >= width)).transpose(1, 2).flatten(2).flatten(0, 1)
+    region = (row_region[:, :, None, None] * 3 + column_region).transpose(1, 2).flatten(2).flatten(0, 1)
+    token = token + torch.arange(batch, device=device)[:, None, None] * (height * width)
+    apart = torch.where(region[:, None, :, None] == region[:, None, None, :], 0.0, APART) if shift else None
+    if is_capturing():
+        apart = apart.repeat(batch, 1, 1, 1) if apart is not None else None
+        token, outside = token.flatten(), outside.repeat(batch, 1).flatten()
+        parts = (WindowPart(token.masked_fill(outside, 0), outside[:, None], apart),)
+    else:
+        parts, token, outside = _sorted_parts(token, outside, region if shift else region * 0, apart, largest)
+    end = batch * height * width
+    place = torch.arange(token.shape[0], device=device)
+    back = torch.zeros(end + 1, dtype=torch.int64, device=device).scatter(0, token.masked_fill(outside, end), place)
+    return WindowPlan(parts, back[:-1])
+
+
+def _sorted_parts(
+    token: Tensor, outside: Tensor, region: Tensor, apart: Tensor | None, largest: int | None
+) -> tuple[tuple[WindowPart, ...], Tensor, Tensor]:
+    """The windows by kind.
+
+    Args:
+        token: (B, windows, N).
+        outside: (windows, N).
+        region: (windows, N).
+        apart: (windows, 1, N, N).
+        largest: see :func:`make_plan`.
+
+    Returns:
+        the parts, and ``token`` and ``outside`` of all their places, both (places,).
+    """
+    parts, tokens, outsides = [], [], []
+    most = max(1, largest // token.shape[2]) if largest else token.shape[0] * token.shape[1]
+    for kind in region[:, -1].unique().tolist():  # the regions of its last place tell what a window is made of
+        chosen = (region[:, -1] == kind).nonzero()[:, 0]
+        own = apart[chosen[:1]] if apart is not None and kind else None
+        windows = token[:, chosen].flatten(0, 1)
+        missing = outside[chosen].repeat(token.shape[0], 1)
+        for some, where in zip(windows.split(most), missing.split(most), strict=True):
+            some, where = some.flatten(), where.flatten()
+            tokens.append(some)
+            outsides.append(where)
+            parts.append(WindowPart(some.masked_fill(where, 0), where[:, None] if where.any() else None, own))
+    return tuple(parts), torch.cat(tokens), torch.cat(outsides)
 
 
 def _axis(length: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -120,23 +167,25 @@ class WindowAttention(nn.Module):
         Returns:
             (B, H * W, C).
         """
-        batch, _, channels = x.shape
-        area = self.window**2
-        windows = x.index_select(1, plan.inside)
-        if plan.outside is not None:
-            windows = windows.masked_fill(plan.outside, 0.0)
-        qkv = self.qkv(windows).view(batch, -1, area, 3, self.heads, channels // self.heads)
-        # Windows and heads share an axis, so that one bias serves the whole batch.
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind()
+        batch, length, channels = x.shape
+        rows = x.reshape(batch * length, channels)
         bias = self.position_bias()
-        if plan.apart is not None:
-            bias = bias + plan.apart
-        else:
-            bias = bias.expand(windows.shape[1] // area, -1, -1, -1)
-        out = F.scaled_dot_product_attention(q, k, v, bias.flatten(0, 1)[None].to(q.dtype))
-        out = out.view(batch, -1, self.heads, area, channels // self.heads).transpose(2, 3).reshape(batch, -1, channels)
-        attended: Tensor = self.proj(out.index_select(1, plan.back))
-        return attended
+        parts = [self._attend(rows, part, bias) for part in plan.parts]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return linear(out.index_select(0, plan.back), self.proj.weight, self.proj.bias).view(batch, length, channels)
+
+    def _attend(self, rows: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
+        """Rows (B * H * W, C) and the bias (1, heads, N, N) -> what the places of a part answer, (places, C)."""
+        tokens = rows.index_select(0, part.inside)
+        if part.outside is not None:
+            tokens = tokens.masked_fill(part.outside, 0.0)
+        area, channels = self.window**2, rows.shape[1]
+        qkv = linear(tokens, self.qkv.weight, self.qkv.bias).view(-1, area, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        if part.apart is not None:
+            bias = bias + part.apart
+        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
+        return out.transpose(1, 2).reshape(-1, channels)
 
     def position_bias(self) -> Tensor:
         """The bias of every pair of places of a window, (1, heads, N, N)."""
@@ -157,27 +206,33 @@ class WindowPlans(nn.Module):
 
     Args:
         window: side of a window, in tokens.
+        channels: of the tokens.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, channels: int) -> None:
         super().__init__()
         self.window = window
-        self._kept: dict[tuple[int, int, torch.device], tuple[WindowPlan, WindowPlan]] = {}
+        self.largest = rows_at_once(3 * channels)
+        self._kept: dict[tuple[tuple[int, int, int], torch.device], tuple[WindowPlan, WindowPlan]] = {}
 
-    def forward(self, height: int, width: int, device: torch.device) -> tuple[WindowPlan, WindowPlan]:
-        """The plans without and with a shift for a map of this size; inside a graph that is captured, made there."""
+    def forward(self, shape: tuple[int, int, int], device: torch.device) -> tuple[WindowPlan, WindowPlan]:
+        """The plans without and with a shift for maps of this number, height and width.
+
+        Inside a graph that is captured, they are made there.
+        """
         if is_capturing():
-            return self._make(height, width, device)
-        key = (height, width, device)
+            return self._make(shape, device)
+        key = (shape, device)
         plans = self._kept.get(key)
         if plans is None:
             with torch.inference_mode(False), torch.no_grad():  # for training too, whoever asked first
-                plans = self._make(height, width, device)
+                plans = self._make(shape, device)
             while len(self._kept) >= KEPT_PLANS:
                 self._kept.pop(next(iter(self._kept)), None)
             self._kept[key] = plans
         return plans
 
-    def _make(self, height: int, width: int, device: torch.device) -> tuple[WindowPlan, WindowPlan]:
-        plain, shifted = (make_plan(height, width, self.window, shift, device) for shift in (0, self.window // 2))
+    def _make(self, shape: tuple[int, int, int], device: torch.device) -> tuple[WindowPlan, WindowPlan]:
+        largest = self.largest if device.type == "cpu" else None
+        plain, shifted = (make_plan(shape, self.window, shift, device, largest) for shift in (0, self.window // 2))
         return plain, shifted

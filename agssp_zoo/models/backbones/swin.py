@@ -18,6 +18,7 @@ from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import ConfigError
 from agssp_zoo.models.backbones.base import Backbone, FeatureInfo
 from agssp_zoo.models.base import is_capturing
+from agssp_zoo.models.cpu_linear import linear, rows_at_once, runs_plainly
 from agssp_zoo.models.drop_path import DropPath
 from agssp_zoo.models.window_attention import WindowAttention, WindowPlan, WindowPlans
 
@@ -66,7 +67,7 @@ class PatchMerging(nn.Module):
         x = x.view(batch, height // 2, 2, width // 2, 2, channels).transpose(2, 3).flatten(3)
         scale, offset = (v.view(channels, 4).t().flatten() for v in (self.norm.weight, self.norm.bias))
         weight = self.reduction.weight.view(-1, channels, 4).transpose(1, 2).flatten(1)
-        return F.linear(F.layer_norm(x, (4 * channels,), scale, offset, self.norm.eps), weight)
+        return linear(F.layer_norm(x, (4 * channels,), scale, offset, self.norm.eps), weight, None)
 
 
 class SwinBlock(nn.Module):
@@ -91,8 +92,16 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(B, N, C) tokens of a map, and the plan of its size -> (B, N, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x), plan))
-        out: Tensor = x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
-        return out
+        if not runs_plainly(x):
+            out: Tensor = x + self.drop_path(self._perceptron(x))
+            return out
+        for piece in torch.split(x.view(-1, x.shape[2]), rows_at_once(self.fc1.out_features)):
+            piece += self._perceptron(piece)
+        return x
+
+    def _perceptron(self, x: Tensor) -> Tensor:
+        hidden = linear(self.norm2(x), self.fc1.weight, self.fc1.bias, gelu=True)
+        return linear(hidden, self.fc2.weight, self.fc2.bias)
 
 
 class SwinStage(nn.Module):
@@ -117,7 +126,7 @@ class SwinStage(nn.Module):
             SwinBlock(channels, heads, window, window // 2 if block % 2 else 0) for block in range(depth)
         )
         self.norm = nn.LayerNorm(channels)
-        self.plans = WindowPlans(window)
+        self.plans = WindowPlans(window, channels)
         self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +135,7 @@ class SwinStage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         height, width = x.shape[1:3]
-        plans = self.plans(height, width, x.device)
+        plans = self.plans((x.shape[0], height, width), x.device)
         x = x.flatten(1, 2)
         keep_little = self.checkpointing and self.training and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks):
@@ -169,16 +178,16 @@ class Swin(Backbone):
         self._settle_norms()
 
     def reset_parameters(self) -> None:
-        """Draws new weights: normal with deviation 0.02, cut at two, as in the paper's code."""
+        """Draws new weights: normal with deviation 0.02, as in the paper's code."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, WindowAttention):
-                nn.init.trunc_normal_(module.bias_table, std=0.02, a=-0.04, b=0.04)
+                nn.init.trunc_normal_(module.bias_table, std=0.02)
 
     @property
     def stem_modules(self) -> tuple[nn.Module, ...]:
