@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agssp_zoo.models.base import is_capturing
+Shapes = Sequence[tuple[int, int]] | Tensor
+"""(height, width) of each level; (L, 2) int64 where sizes may be symbols."""
 
 
 class DeformableAttention(nn.Module):
@@ -55,7 +56,7 @@ class DeformableAttention(nn.Module):
         query: Tensor,
         memory: Tensor,
         references: Tensor,
-        shapes: Sequence[tuple[int, int]],
+        shapes: Shapes,
         valid: Tensor | None = None,
     ) -> Tensor:
         """Attends.
@@ -66,36 +67,39 @@ class DeformableAttention(nn.Module):
             references: (B, Q, L, 2) points x, y or (B, Q, L, 4) boxes cx, cy, w, h, relative to each level's whole
                 map. Offsets count pixels of the level around points, and half sides of the box divided by the number
                 of points around boxes.
-            shapes: (height, width) of each level.
+            shapes: (height, width) of each level; as a tensor where an exporter reads the code.
             valid: (B, N) bool, false where a pixel is padding; it then counts as zero.
 
         Returns:
             (B, Q, C).
         """
-        batch, count, channels = query.shape
         value = self.value_proj(memory)
         if valid is not None:
             value = value * valid[..., None]
         # Positions in float32 whatever the network computes in: bfloat16 cannot tell neighbouring pixels apart.
-        offsets = self.sampling_offsets(query).float().view(batch, count, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).float().view(batch, count, self.heads, -1).softmax(-1)
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.heads, self.levels, self.points, 2))
+        weights = self.attention_weights(query).float().unflatten(-1, (self.heads, -1)).softmax(-1)
         around = references.float()[:, :, None, :, None]
         if references.shape[-1] == 2:
-            sides = _sides(shapes, query.device)
-            locations = around + offsets / sides[:, None]
+            sides = torch.as_tensor(shapes, device=query.device)[:, None].flip(-1)  # (L, 1, 2) width, height
+            locations = around + offsets / sides
         else:
             locations = around[..., :2] + offsets * around[..., 2:] * (0.5 / self.points)
-        value = value.view(batch, -1, self.heads, channels // self.heads)
-        weights = weights.view(batch, count, self.heads, self.levels, self.points)
-        gather = value.device.type == "cpu" and not is_capturing() and not torch.is_grad_enabled()
-        sample = gather_points if gather else sample_points
-        sampled = sample(value, locations, weights, shapes)
+        value = value.unflatten(-1, (self.heads, -1))
+        weights = weights.unflatten(-1, (self.levels, self.points))
+        if isinstance(shapes, Tensor):
+            numbers = (self.levels, self.heads, self.points)
+            sampled = torch.ops.agssp_zoo.sample_levels(value, locations, weights, shapes, *numbers)
+        elif value.device.type == "cpu" and not torch.is_grad_enabled():
+            sampled = gather_points(value, locations, weights, shapes)
+        else:
+            sampled = sample_points(value, locations, weights, shapes)
         out: Tensor = self.output_proj(sampled.to(value.dtype))
         return out
 
 
 def sample_points(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """The weighted sum of interpolated points, by ``grid_sample``: traceable, with gradients, quick on a GPU.
+    """The weighted sum of interpolated points, by ``grid_sample``: with gradients, and quick on a GPU.
 
     Args:
         value: (B, N, heads, D), the pixels of all levels.
@@ -167,16 +171,3 @@ def _neighbours(place: Tensor, side: int) -> tuple[tuple[Tensor, Tensor], tuple[
     second = first + 1
     amounts = [part * ((pixel >= 0) & (pixel < side)) for part, pixel in ((1 - share, first), (share, second))]
     return (first.clamp_(0, side - 1), second.clamp_(0, side - 1)), (amounts[0], amounts[1])
-
-
-def _sides(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """(L, 2) float32 width and height of each level."""
-    if is_capturing():
-        sides = [torch.stack([_scalar(width, device), _scalar(height, device)]) for height, width in shapes]
-        return torch.stack(sides)
-    return torch.tensor([(width, height) for height, width in shapes], dtype=torch.float32, device=device)
-
-
-def _scalar(side: int, device: torch.device) -> Tensor:
-    """A side that may be a symbol, as a tensor."""
-    return torch.ones((), dtype=torch.float32, device=device) * side

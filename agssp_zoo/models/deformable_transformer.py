@@ -13,11 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agssp_zoo.models.deformable_attention import DeformableAttention
+from agssp_zoo.models.deformable_attention import DeformableAttention, Shapes
 from agssp_zoo.models.sine_positions import encode_boxes
-
-Shapes = Sequence[tuple[int, int]]
-"""(height, width) of each level."""
 
 REFERENCE_EPS = 1e-3
 """How near to 0 and 1 a reference's sides may come before a layer's correction is added to their logits."""

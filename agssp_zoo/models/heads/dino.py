@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from agssp_zoo.models.base import is_capturing, valid_rows_columns
-from agssp_zoo.models.deformable_attention import DeformableAttention
+from agssp_zoo.models.deformable_attention import DeformableAttention, Shapes
 from agssp_zoo.models.deformable_transformer import Decoder, Encoder, logit
 from agssp_zoo.models.denoising import Denoising, make_denoising
+from agssp_zoo.models.level_operators import flatten_levels
 from agssp_zoo.models.sine_positions import encode_map
 from agssp_zoo.models.targets import Targets
 
@@ -37,7 +38,8 @@ class Tokens(NamedTuple):
         content: (B, N, C).
         positions: (B, N, C).
         centres: (B, N, 2) x, y of the pixels, relative to the valid image; beyond 1 in the padding.
-        shapes: (height, width) of each level.
+        anchor_sides: (B, N, 1) of the boxes that the pixels propose, relative to the image.
+        shapes: (height, width) of each level; see :data:`Shapes`.
         ratios: (B, L, 2) valid share of each level's width and height.
         valid: (B, N) bool; ``None`` where nothing is padded.
     """
@@ -45,7 +47,8 @@ class Tokens(NamedTuple):
     content: Tensor
     positions: Tensor
     centres: Tensor
-    shapes: list[tuple[int, int]]
+    anchor_sides: Tensor
+    shapes: Shapes
     ratios: Tensor
     valid: Tensor | None
 
@@ -189,17 +192,32 @@ class DinoHead(nn.Module):
             sides = [(rows.to(device), columns.to(device)) for rows, columns in sides]
         else:
             sides = [_valid_part(shape, input_size, sizes.to(device)) for shape in shapes]
-        positions, centres, ratios = [], [], []
-        for (rows, columns), embed in zip(sides, self.level_embed, strict=True):
-            encoded = encode_map(rows, columns, self.level_embed.shape[1]).to(maps[0].dtype)
-            positions.append((encoded + embed).flatten(1, 2))
-            centres.append(_centres(rows, columns).flatten(1, 2))
-            ratios.append(torch.stack([columns.float().mean(1), rows.float().mean(1)], -1))
-        valid = None
-        if sizes is not None:
-            valid = torch.cat([(rows[:, :, None] & columns[:, None]).flatten(1) for rows, columns in sides], 1)
-        content = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
-        return Tokens(content, torch.cat(positions, 1), torch.cat(centres, 1), shapes, torch.stack(ratios, 1), valid)
+        channels = self.level_embed.shape[1]
+        places = [
+            _places(rows, columns, embed, PROPOSAL_SIDE * 2**level)
+            for level, ((rows, columns), embed) in enumerate(zip(sides, self.level_embed, strict=True))
+        ]
+        ratios = torch.stack(
+            [torch.stack([columns.float().mean(1), rows.float().mean(1)], -1) for rows, columns in sides], 1
+        )
+        known: Shapes = shapes
+        if is_capturing():
+            # In one piece, so that the number of all pixels has one name.
+            whole = [torch.cat([level, place], 1) for level, place in zip(maps, places, strict=True)]
+            content, place = torch.ops.agssp_zoo.flatten_levels(whole).split([channels, channels + 4], -1)
+            known = torch.stack([_lengths(rows, columns) for rows, columns in sides])
+        else:
+            content, place = flatten_levels(maps), flatten_levels(places)
+        positions, centres, anchor_sides, valid = place.split([channels, 2, 1, 1], -1)
+        return Tokens(
+            content,
+            positions.to(content.dtype),
+            centres,
+            anchor_sides,
+            known,
+            ratios,
+            None if sizes is None else valid[..., 0] > 0,
+        )
 
     def encode(self, tokens: Tokens) -> Tensor:
         """The encoded pixels (B, N, C)."""
@@ -215,11 +233,7 @@ class DinoHead(nn.Module):
 
     def anchors(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Boxes around the pixels as logits (B or 1, N, 4), and where there are any, (B or 1, N) bool."""
-        sides = [
-            torch.full_like(centres, PROPOSAL_SIDE * 2**level)
-            for level, centres in enumerate(tokens.centres.split([h * w for h, w in tokens.shapes], 1))
-        ]
-        boxes = torch.cat([tokens.centres, torch.cat(sides, 1)], -1)
+        boxes = torch.cat([tokens.centres, tokens.anchor_sides, tokens.anchor_sides], -1)
         there = ((boxes > PROPOSAL_BORDER) & (boxes < 1 - PROPOSAL_BORDER)).all(-1)
         if tokens.valid is not None:
             there = there & tokens.valid
@@ -262,11 +276,29 @@ def _valid_part(shape: tuple[int, int], input_size: tuple[int, int], sizes: Tens
     return rows[:, first_rows], columns[:, first_columns]
 
 
-def _centres(rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, h, w, 2) x, y of the pixels' centres, relative to the valid part."""
+def _places(rows: Tensor, columns: Tensor, embed: Tensor, anchor_side: float) -> Tensor:
+    """What is known of a map's pixels without their content: (B, C + 4, h, w) float32.
+
+    Args:
+        rows: (B, h) bool, which are valid.
+        columns: (B, w) bool, likewise.
+        embed: (C,) of the level.
+        anchor_side: of the level.
+
+    Returns:
+        positions, the centres' x and y relative to the valid part, the anchor's side, and 1 where a pixel is valid.
+    """
+    positions = encode_map(rows, columns, len(embed)) + embed.float()
     y, x = (
         (torch.arange(valid.shape[1], dtype=torch.float32, device=valid.device) + 0.5) / valid.sum(1, keepdim=True)
         for valid in (rows, columns)
     )
-    height, width = rows.shape[1], columns.shape[1]
-    return torch.stack([x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
+    valid = (rows[:, :, None] & columns[:, None]).float()
+    x, y = x[:, None] + 0 * valid, y[:, :, None] + 0 * valid
+    known = torch.stack([x, y, torch.full_like(valid, anchor_side), valid], -1)
+    return torch.cat([positions, known], -1).permute(0, 3, 1, 2)
+
+
+def _lengths(rows: Tensor, columns: Tensor) -> Tensor:
+    """(2,) int64 height and width, computed where they may be symbols."""
+    return torch.stack([torch.ones_like(valid[0], dtype=torch.int64).sum() for valid in (rows, columns)])
