@@ -67,6 +67,10 @@ class TrainSettings:
     ema_decay: float = setting(0.9998, "decay a step of the averaged weights; 0 switches averaging off")
     ema_ramp: float = setting(2000.0, "steps over which that decay rises: decay * (1 - exp(-step / ramp))")
     freeze: int = setting(0, "backbone stages, from the input on, that keep their weights and statistics")
+    drop_path: float = setting(0.0, "share of images whose residual branches swin leaves out, of its last block, 0-1")
+    checkpointing: bool = setting(
+        False, "swin computes its blocks twice in a step instead of keeping them: less memory"
+    )
     cls_pw: float = setting(0.0, "class imbalance: boxes of a class count as its frequency to the power -cls_pw, 0-1")
     box_weight: float = setting(7.5, "weight of the box loss (CIoU)")
     cls_weight: float = setting(0.5, "weight of the class loss (BCE)")
@@ -127,7 +131,7 @@ class TrainSettings:
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
             *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
-            *("scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation", "backbone_lr"),
+            *("drop_path", "scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation", "backbone_lr"),
         ):
             _check(0 <= (getattr(self, name) or 0) <= 1, name, self, "it must lie in 0-1")
 

@@ -67,6 +67,8 @@ class Trainer(EpochLoop[Batch]):
 
         if settings.freeze:
             self.module.backbone.freeze_stages(settings.freeze)
+        self.module.backbone.set_drop_path(settings.drop_path)
+        self.module.backbone.set_checkpointing(settings.checkpointing)
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.module, settings.ema_decay, settings.ema_ramp)
         network: torch.nn.Module = self.module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,12 @@ class Backbone(ZooModule):
         config: the model's configuration.
         stage_info: channels, stride and name of every stage, in order.
         out_indices: which stages' maps :meth:`forward` answers; default the last three (strides 8, 16, 32).
+
+    Attributes:
+        has_tokens: whether the stem's answer is a grid of tokens, of which some can be replaced by another.
     """
+
+    has_tokens: ClassVar[bool] = False
 
     def __init__(
         self, config: ModelConfig, stage_info: Sequence[FeatureInfo], out_indices: Sequence[int] | None = None
@@ -115,6 +120,31 @@ class Backbone(ZooModule):
             names of :meth:`state_dict`, and the values that change nothing.
         """
         return {}
+
+    def set_drop_path(self, rate: float) -> None:
+        """Leaves residual branches out in training, at random, for a share of the images.
+
+        Args:
+            rate: of the last block, 0-1; it rises evenly from the first block's 0.
+
+        Raises:
+            InvalidArgumentError: a rate above 0 for a backbone that has no such blocks.
+        """
+        if rate:
+            raise InvalidArgumentError(
+                f"{self.config.architecture} leaves out no residual branches; set drop_path to 0."
+            )
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Whether a training step computes blocks twice instead of keeping what they computed: less memory, more time.
+
+        Raises:
+            InvalidArgumentError: enabled for a backbone that cannot.
+        """
+        if enabled:
+            raise InvalidArgumentError(
+                f"{self.config.architecture} cannot compute its blocks twice; turn checkpointing off."
+            )
 
     def preprocess(self, source: Any, *, channel_order: ChannelOrder = "rgb") -> Tensor:
         """Reads images as the config says.

@@ -7,7 +7,7 @@ other and nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +157,7 @@ class Swin(Backbone):
         ConfigError: options that make no network.
     """
 
+    has_tokens: ClassVar[bool] = True
     stem: PatchEmbed
 
     def __init__(self, config: ModelConfig, *, window: int, out_indices: Sequence[int] | None = None) -> None:
@@ -235,13 +236,13 @@ class Swin(Backbone):
         return self
 
     def set_drop_path(self, rate: float) -> None:
-        """Leaves residual branches out in training: the first block's never, the last one's at this rate (0-1)."""
+        """See :meth:`Backbone.set_drop_path`."""
         blocks = [module for module in self.modules() if isinstance(module, SwinBlock)]
         for number, block in enumerate(blocks):
             block.drop_path.rate = rate * number / max(1, len(blocks) - 1)
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Whether a training step keeps only the blocks' inputs and computes the rest twice: less memory, more time."""
+        """See :meth:`Backbone.set_checkpointing`; only the blocks' inputs are kept."""
         for stage in self.modules():
             if isinstance(stage, SwinStage):
                 stage.checkpointing = enabled
