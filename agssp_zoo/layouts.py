@@ -77,6 +77,10 @@ LEFT_OUT: Mapping[str, Renames] = {
         (r"^(backbone\.mask_token$|neck\.decoder\.)", "token and decoder of hidden patches, SimMIM's part of stage 1"),
         (r"^head\.fc\.", "the classifier of data set names, the auxiliary task of stage 1"),
         (r"^(neck|bbox_head|rpn_head|roi_head)\.", "the rest of the detector that the backbone is taken from"),
+        (
+            r"^(encoder|decoder|memory_trans_(fc|norm)|query_embedding|dn_query_generator)\.|^level_embed$",
+            "the rest of the detector that the backbone is taken from",
+        ),
         *_ALWAYS,
     ),
 }

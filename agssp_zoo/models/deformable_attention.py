@@ -117,7 +117,7 @@ def sample_points(value: Tensor, locations: Tensor, weights: Tensor, shapes: Seq
     planes = value.float().permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, N)
     total = torch.zeros((), device=value.device)
     for level, (plane, (height, width)) in enumerate(
-        zip(planes.split([h * w for h, w in shapes], dim=2), shapes, strict=True)
+        zip(torch.split(planes, [h * w for h, w in shapes], dim=2), shapes, strict=True)
     ):
         sampled = F.grid_sample(
             plane.unflatten(2, (height, width)), grid[:, :, level], mode="bilinear", align_corners=False

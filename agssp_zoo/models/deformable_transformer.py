@@ -105,11 +105,13 @@ class SelfAttention(nn.MultiheadAttention):
             hidden: (Q, Q) bool, true where a row must not look at a column.
         """
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        compared, summed = weight.split([2 * self.embed_dim, self.embed_dim])
-        compared_bias, summed_bias = bias.split([2 * self.embed_dim, self.embed_dim])
+        compared, summed = torch.split(weight, [2 * self.embed_dim, self.embed_dim])
+        compared_bias, summed_bias = torch.split(bias, [2 * self.embed_dim, self.embed_dim])
         query, key = F.linear(x + positions, compared, compared_bias).chunk(2, -1)
         value = F.linear(x, summed, summed_bias)
-        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = (
+            torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )
         mask = None if hidden is None else ~hidden
         answer = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.out_proj(answer.transpose(1, 2).flatten(2))
