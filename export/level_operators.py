@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from agssp_zoo.models import level_operators as level_operators  # registers them with torch
 
 Value = Any
 """A tensor of the graph that is being written."""
+op: Any = opset18  # its signatures tell constants' types no better
 
 
 def flatten_levels(maps: Sequence[Value]) -> Value:

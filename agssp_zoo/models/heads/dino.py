@@ -161,7 +161,7 @@ class DinoHead(nn.Module):
         chosen = self.choose(logits)
         started = box_logits.gather(1, chosen[..., None].expand(-1, -1, 4))
         references = started.detach().sigmoid()
-        content = self.query_embedding.weight[: chosen.shape[1]].expand(len(memory), -1, -1)
+        content = self.query_embedding.weight[: chosen.shape[1]].expand(memory.shape[0], -1, -1)
         if targets is None:
             answers, boxes = self.decode(content, references, memory, tokens)
             return self.answer(answers[-1], boxes[-1], len(answers) - 1)
