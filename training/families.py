@@ -80,7 +80,7 @@ def _yolov8(module: Any, settings: TrainSettings, counts: NDArray[np.int64]) -> 
 
 def _faster_rcnn(module: Any, settings: TrainSettings, counts: NDArray[np.int64]) -> Loss:
     _refuse_yolo_settings(module, settings)
-    return TwoStageLoss(module.num_classes)
+    return TwoStageLoss(module.head.rpn, module.num_classes)
 
 
 def _dino(module: Any, settings: TrainSettings, counts: NDArray[np.int64]) -> Loss:

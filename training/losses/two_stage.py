@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agssp_zoo.models.box_coder import encode
-from agssp_zoo.models.heads.rpn import RPNOutput
+from agssp_zoo.models.heads.rpn import RPNHead, RPNOutput
 from agssp_zoo.models.heads.two_stage import TwoStageTraining
 from agssp_zoo.models.matching import MatchRule, SampleRule, match, sample, step_generator
 from agssp_zoo.models.targets import Targets
@@ -32,10 +32,12 @@ class TwoStageLoss:
     """Both stages' losses, added up.
 
     Args:
+        rpn: the network's first stage, which knows its anchors.
         num_classes: C, the label of background.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, rpn: RPNHead, num_classes: int) -> None:
+        self.rpn = rpn
         self.num_classes = num_classes
 
     def __call__(
@@ -65,9 +67,7 @@ class TwoStageLoss:
 
     def _first_stage(self, rpn: RPNOutput, targets: Targets) -> tuple[tuple[Tensor, Tensor], int]:
         """Sums over the sampled anchors of all images: objectness and boxes; and how many anchors these are."""
-        objectness = torch.cat(rpn.objectness, dim=1).float()
-        deltas = torch.cat(rpn.deltas, dim=1).float()
-        anchors = torch.cat(rpn.anchors)
+        objectness, deltas, anchors = self.rpn.anchors(rpn)
         generator = step_generator()
         of_objects, of_boxes = objectness.sum() * 0.0, deltas.sum() * 0.0
         count = 0

@@ -70,6 +70,16 @@ class DetectorModule(ZooModule):
     def raw_names(self) -> tuple[str, ...]:
         """What the tensors of the raw outputs are called in a graph, in order."""
 
+    def row_boxes(self, raw: Any) -> Tensor | None:
+        """What the rows of an answer belong to, where their order is no fixed one; (B, N, 4) xyxy, or ``None``.
+
+        Two runtimes may put rows of nearly equal scores in another order; whoever compares them matches rows by these.
+
+        Args:
+            raw: what :meth:`forward` answered.
+        """
+        return None
+
     @abstractmethod
     def decode(self, raw: Any, input_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Raw outputs -> boxes (B, N, 4) xyxy in input pixels, and scores (B, N, C) in 0-1.

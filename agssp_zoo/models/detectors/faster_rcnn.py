@@ -63,6 +63,10 @@ class FasterRCNN(DetectorModule):
         """The fields of :class:`TwoStageOutput`."""
         return TwoStageOutput._fields
 
+    def row_boxes(self, raw: TwoStageOutput) -> Tensor | None:
+        """The proposals."""
+        return raw.proposals
+
     def decode(self, raw: TwoStageOutput, input_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Raw outputs -> boxes (B, P, C, 4) xyxy in input pixels, and scores (B, P, C); float32.
 

@@ -16,22 +16,20 @@ from torch.nn import functional as F
 
 from agssp_zoo.models.anchors import RATIOS, anchors_of
 from agssp_zoo.models.base import is_capturing
-from agssp_zoo.models.box_coder import clip, decode
-from agssp_zoo.models.operators import suppress
+from agssp_zoo.models.box_coder import clip
+from agssp_zoo.models.operators import best_anchors, flatten_anchors, suppress
 
 
 class RPNOutput(NamedTuple):
-    """What the network says of all anchors, level by level.
+    """What the network says, as maps of each level.
 
     Attributes:
-        objectness: for each level logits (B, A_i).
-        deltas: for each level (B, A_i, 4).
-        anchors: for each level (A_i, 4) xyxy, in input pixels.
+        objectness: for each level logits (B, 3, h_i, w_i), a channel for each shape of anchors.
+        deltas: for each level (B, 3 * 4, h_i, w_i).
     """
 
     objectness: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
-    anchors: tuple[Tensor, ...]
 
 
 class Proposals(NamedTuple):
@@ -85,13 +83,19 @@ class RPNHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> RPNOutput:
         """[(B, C, h_i, w_i)], finest first -> what is said of every anchor."""
-        objectness, deltas = [], []
-        for x in maps:
-            hidden = F.relu(self.conv(x))
-            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
-        anchors = anchors_of([x.shape[-2:] for x in maps], self.strides, maps[0].device)
-        return RPNOutput(tuple(objectness), tuple(deltas), anchors)
+        hidden = [F.relu(self.conv(x)) for x in maps]
+        return RPNOutput(tuple(self.objectness(x) for x in hidden), tuple(self.deltas(x) for x in hidden))
+
+    def anchors(self, output: RPNOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """What is said of every anchor, for the loss.
+
+        Returns:
+            logits (B, A), deltas (B, A, 4) and the anchors themselves (A, 4) xyxy, in input pixels; float32.
+        """
+        maps = output.objectness
+        flat = [flatten_anchors(*level) for level in zip(*output, strict=True)]
+        logits, deltas = (torch.cat(parts, dim=1).float() for parts in zip(*flat, strict=True))
+        return logits, deltas, torch.cat(anchors_of([x.shape[-2:] for x in maps], self.strides, maps[0].device))
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Tensor, rule: ProposalRule) -> Proposals:
@@ -102,26 +106,19 @@ class RPNHead(nn.Module):
             sizes: (B, 2) height and width of each image, that boxes are cut off at.
             rule: how many.
         """
-        boxes, scores, levels = [], [], []
-        for level, (logits, deltas, anchors) in enumerate(zip(*output, strict=True)):
-            best, index = logits.float().topk(_at_most(rule.best_of_level, logits.shape[1]), dim=1)
-            chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode(chosen, anchors[index]))
-            scores.append(best.sigmoid())
-            levels.append(torch.full_like(index[0], level))
-        every, score = clip(torch.cat(boxes, dim=1), sizes), torch.cat(scores, dim=1)
-        sides = every[..., 2:] - every[..., :2]
+        find = torch.ops.agssp_zoo.best_anchors if is_capturing() else best_anchors
+        levels = zip(*output, self.strides, strict=True)
+        found = [find(logits, deltas, stride, rule.best_of_level) for logits, deltas, stride in levels]
+        boxes, score = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        boxes = clip(boxes, sizes)
+        sides = boxes[..., 2:] - boxes[..., :2]
         score = torch.where((sides > 0).all(-1), score, -1.0)  # what lies outside has no area left
-        find = torch.ops.agssp_zoo.suppress if is_capturing() else suppress
-        kept = find(every, score, torch.cat(levels), rule.iou, rule.keep)
+        numbers = torch.arange(len(found) * rule.best_of_level, device=boxes.device) // rule.best_of_level
+        choose = torch.ops.agssp_zoo.suppress if is_capturing() else suppress
+        kept = choose(boxes, score, numbers, rule.iou, rule.keep, len(found))
         if not is_capturing():
             kept = kept[:, : int((kept >= 0).sum(1).max())]
         there = kept >= 0
         place = kept.clamp(min=0)
-        found = every.gather(1, place[..., None].expand(-1, -1, 4)) * there[..., None]
-        return Proposals(found, torch.where(there, score.gather(1, place), -1.0))
-
-
-def _at_most(most: int, count: int) -> int:
-    """The smaller number, where the second may be a symbol."""
-    return torch.sym_min(most, count) if is_capturing() else min(most, count)  # type: ignore[no-any-return]
+        chosen = boxes.gather(1, place[..., None].expand(-1, -1, 4)) * there[..., None]
+        return Proposals(chosen, torch.where(there, score.gather(1, place), -1.0))
