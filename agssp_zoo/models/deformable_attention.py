@@ -86,7 +86,7 @@ class DeformableAttention(nn.Module):
         else:
             locations = around[..., :2] + offsets * around[..., 2:] * (0.5 / self.points)
         value = value.unflatten(-1, (self.heads, -1))
-        weights = weights.unflatten(-1, (self.levels, self.points))
+        weights = torch.unflatten(weights, -1, (self.levels, self.points))
         if isinstance(shapes, Tensor):
             numbers = (self.levels, self.heads, self.points)
             sampled = torch.ops.agssp_zoo.sample_levels(value, locations, weights, shapes, *numbers)
@@ -120,7 +120,7 @@ def sample_points(value: Tensor, locations: Tensor, weights: Tensor, shapes: Seq
         zip(torch.split(planes, [h * w for h, w in shapes], dim=2), shapes, strict=True)
     ):
         sampled = F.grid_sample(
-            plane.unflatten(2, (height, width)), grid[:, :, level], mode="bilinear", align_corners=False
+            torch.unflatten(plane, 2, (height, width)), grid[:, :, level], mode="bilinear", align_corners=False
         )  # (B * heads, D, Q, P)
         total = total + (sampled * share[:, None, :, level]).sum(-1)
     return total.view(batch, heads * depth, count).transpose(1, 2)
