@@ -308,7 +308,7 @@ def test_a_padded_image_is_answered_as_alone() -> None:
 
 @pytest.mark.parametrize("size", [(65, 97), (64, 64), (33, 150)])
 def test_any_size_is_taken_and_small_ones_have_fewer_queries(size: tuple[int, int]) -> None:
-    module = small(queries=60, width=64)
+    module = small(queries=60)
     with torch.inference_mode():
         boxes, scores = module.decode(module(torch.randn(1, 3, *size)))
     pixels = sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in (8, 16, 32, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 GROUPS = 32
@@ -26,8 +27,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, h, w) -> (B, out, ceil(h / stride), ceil(w / stride))."""
-        out: Tensor = self.norm(self.conv(x))
-        return out
+        norm = self.norm  # its own call refuses groups of a single value, as small maps of narrow networks have
+        return torch.group_norm(self.conv(x), GROUPS, norm.weight, norm.bias, norm.eps)
 
 
 class ChannelMapper(nn.Module):
