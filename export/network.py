@@ -19,8 +19,9 @@ from agssp_zoo.models import Backbone, DetectorModule, ZooModule
 if TYPE_CHECKING:
     import onnx
 
-EXAMPLE_SIDES = (3, 5)
-"""Height and width of the traced example, in strides; different ones, so that none is mistaken for the other."""
+EXAMPLE_SIDES = (9, 15)
+"""Height and width of the traced example, in strides: different, so that none is mistaken for the other, and more than
+a window of Swin's at the last stage, since the tracer takes a number that is 1 to be always 1."""
 LEAST_STEP = 32
 """Pixels that the example's sides are counted in, where the stride is smaller."""
 MAX_SIDE = 4096

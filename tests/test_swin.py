@@ -108,7 +108,10 @@ def test_merging_takes_neighbours_in_the_order_of_unfold():
 
 @pytest.mark.parametrize(("name", "window"), [("swin_b", 7), ("swin_b_simmim", 6)])
 def test_backbone(name, window):
-    full = models.build(models.default_config(name), init=False)
+    full = models.build(models.default_config(name), init=False)  # on the meta device, where shapes can be counted
+    assert [tuple(m.shape) for m in full(torch.empty(1, 3, 224, 192, device="meta"))] == [
+        (1, 256, 28, 24), (1, 512, 14, 12), (1, 1024, 7, 6)
+    ]  # fmt: skip
     assert sum(p.numel() for p in full.parameters()) / 1e6 == pytest.approx(86.7, abs=0.15)
     assert [(i.channels, i.reduction) for i in full.feature_info] == [(256, 8), (512, 16), (1024, 32)]
     backbone = tiny(name)

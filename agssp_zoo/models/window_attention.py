@@ -28,8 +28,8 @@ class WindowPart:
 
     Attributes:
         inside: for every place of every window, the row of the batch's tokens (B * H * W, C) that stands there,
-            (windows * N,) int64; 0 where none does.
-        outside: where none does, (windows * N, 1) bool; ``None`` if there is no such place.
+            (windows, N) int64; 0 where none does.
+        outside: where none does, (windows, N, 1) bool; ``None`` if there is no such place.
         apart: what is added to the logits of two places, (1 or windows, 1, N, N) float32; ``None``: nothing.
     """
 
@@ -46,11 +46,19 @@ class WindowPlan:
 
     Attributes:
         parts: the windows.
-        back: for every token, its place among all places of all parts, (B * H * W,) int64.
+        back: for every token, its place among all places of all parts, (B, H * W) int64.
     """
 
     parts: tuple[WindowPart, ...]
     back: Tensor
+
+    def to(self, device: torch.device) -> WindowPlan:
+        """The same on another device."""
+        parts = []
+        for part in self.parts:
+            outside, apart = (None if t is None else t.to(device) for t in (part.outside, part.apart))
+            parts.append(WindowPart(part.inside.to(device), outside, apart))
+        return WindowPlan(tuple(parts), self.back.to(device))
 
 
 def make_plan(
@@ -81,14 +89,15 @@ def make_plan(
     apart = torch.where(region[:, None, :, None] == region[:, None, None, :], 0.0, APART) if shift else None
     if is_capturing():
         apart = apart.repeat(batch, 1, 1, 1) if apart is not None else None
-        token, outside = token.flatten(), outside.repeat(batch, 1).flatten()
-        parts = (WindowPart(token.masked_fill(outside, 0), outside[:, None], apart),)
+        token, outside = token.flatten(0, 1), outside.repeat(batch, 1)
+        parts = (WindowPart(token.masked_fill(outside, 0), outside[..., None], apart),)
     else:
         parts, token, outside = _sorted_parts(token, outside, region if shift else region * 0, apart, largest)
     end = batch * height * width
-    place = torch.arange(token.shape[0], device=device)
-    back = torch.zeros(end + 1, dtype=torch.int64, device=device).scatter(0, token.masked_fill(outside, end), place)
-    return WindowPlan(parts, back[:-1])
+    target = token.masked_fill(outside, end).flatten()
+    place = torch.arange(target.shape[0], device=device)
+    back = torch.zeros(end + 1, dtype=torch.int64, device=device).scatter(0, target, place)
+    return WindowPlan(parts, back[:-1].view(batch, height * width))
 
 
 def _sorted_parts(
@@ -104,7 +113,7 @@ def _sorted_parts(
         largest: see :func:`make_plan`.
 
     Returns:
-        the parts, and ``token`` and ``outside`` of all their places, both (places,).
+        the parts, and ``token`` and ``outside`` in their order, both (B * windows, N).
     """
     parts, tokens, outsides = [], [], []
     most = max(1, largest // token.shape[2]) if largest else token.shape[0] * token.shape[1]
@@ -114,10 +123,9 @@ def _sorted_parts(
         windows = token[:, chosen].flatten(0, 1)
         missing = outside[chosen].repeat(token.shape[0], 1)
         for some, where in zip(windows.split(most), missing.split(most), strict=True):
-            some, where = some.flatten(), where.flatten()
             tokens.append(some)
             outsides.append(where)
-            parts.append(WindowPart(some.masked_fill(where, 0), where[:, None] if where.any() else None, own))
+            parts.append(WindowPart(some.masked_fill(where, 0), where[..., None] if where.any() else None, own))
     return tuple(parts), torch.cat(tokens), torch.cat(outsides)
 
 
@@ -130,8 +138,9 @@ def _axis(length: int, window: int, shift: int, device: torch.device) -> tuple[T
     """
     count = (length + window - 1) // window
     place = torch.arange(count * window, device=device)
+    token = torch.cat((place[shift:], place[:shift])) if shift else place
     region = (place >= (count - 1) * window).long() + (place >= count * window - shift).long()
-    return ((place + shift) % (count * window)).view(count, window), region.view(count, window)
+    return token.view(count, window), region.view(count, window)
 
 
 class WindowAttention(nn.Module):
@@ -172,20 +181,23 @@ class WindowAttention(nn.Module):
         bias = self.position_bias()
         parts = [self._attend(rows, part, bias) for part in plan.parts]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return linear(out.index_select(0, plan.back), self.proj.weight, self.proj.bias).view(batch, length, channels)
+        return linear(F.embedding(plan.back, out.view(-1, channels)), self.proj.weight, self.proj.bias)
 
     def _attend(self, rows: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
-        """Rows (B * H * W, C) and the bias (1, heads, N, N) -> what the places of a part answer, (places, C)."""
-        tokens = rows.index_select(0, part.inside)
+        """Rows (B * H * W, C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
+        tokens = F.embedding(part.inside, rows)  # each place takes its row
         if part.outside is not None:
             tokens = tokens.masked_fill(part.outside, 0.0)
-        area, channels = self.window**2, rows.shape[1]
-        qkv = linear(tokens, self.qkv.weight, self.qkv.bias).view(-1, area, 3, self.heads, channels // self.heads)
+        qkv = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         if part.apart is not None:
             bias = bias + part.apart
-        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
-        return out.transpose(1, 2).reshape(-1, channels)
+        if is_capturing():  # written out: the tracer mistakes the memory order of the other's answer
+            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.to(q.dtype)
+            out = weights.softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
+        return out.transpose(1, 2).flatten(2)
 
     def position_bias(self) -> Tensor:
         """The bias of every pair of places of a window, (1, heads, N, N)."""
@@ -234,5 +246,7 @@ class WindowPlans(nn.Module):
 
     def _make(self, shape: tuple[int, int, int], device: torch.device) -> tuple[WindowPlan, WindowPlan]:
         largest = self.largest if device.type == "cpu" else None
-        plain, shifted = (make_plan(shape, self.window, shift, device, largest) for shift in (0, self.window // 2))
-        return plain, shifted
+        # Made on the CPU, so that nobody waits for another device, nor for one without data (meta).
+        where = device if is_capturing() else torch.device("cpu")
+        plain, shifted = (make_plan(shape, self.window, shift, where, largest) for shift in (0, self.window // 2))
+        return (plain, shifted) if where == device else (plain.to(device), shifted.to(device))
