@@ -69,6 +69,8 @@ class Preprocess:
             raise ConfigError(f"preprocess.stride is {self.stride}; it must be at least 1.")
         if not 0 <= self.pad_value <= 255:
             raise ConfigError(f"preprocess.pad_value is {self.pad_value}; it must lie in 0-255.")
+        if self.pad_after_normalize and self.pad_position != "top_left":
+            raise ConfigError('preprocess.pad_after_normalize needs pad_position "top_left".')
         if min(self.std) <= 0:
             raise ConfigError(f"preprocess.std is {self.std}; every entry must be above 0.")
 

@@ -1,11 +1,13 @@
 """The AGSSP authors' checkpoints (OpenMMLab's layout) -> model folders.
 
-Names of the two layouts correspond one to one, by the rules in :data:`RENAMES`; shapes and values stay. Every entry of
-a checkpoint is used, or is named in :data:`LEFT_OUT`; anything else is an error.
+Names of the two layouts correspond one to one, by the rules in :mod:`agssp_zoo.layouts`; shapes and values stay. Every
+entry of a checkpoint is used, or is named there as left out; anything else is an error. What it lacks is an error too,
+but for norms behind maps that its network did not hand out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,52 +18,15 @@ from torch import Tensor
 
 from agssp_zoo import models
 from agssp_zoo.checkpoint import load_checkpoint
-from agssp_zoo.config import Postprocess, Preprocess
+from agssp_zoo.config import ModelConfig, Preprocess
 from agssp_zoo.errors import CheckpointError, InvalidArgumentError
 from agssp_zoo.folder import sha256_file, write_folder
+from agssp_zoo.layouts import DETECTORS, LEFT_OUT, RENAMES, STAGE1_PREPROCESS, layout_of
 from agssp_zoo.models.factory import Architecture
 from agssp_zoo.models.weights import compare_shapes, load_state, shorten
 from agssp_zoo.registry import resolve_name
 
 __all__ = ["convert_checkpoint", "load_checkpoint", "official_name"]
-
-RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^head\.cls_branches\.", "bbox_head.head_module.cls_preds."),
-    (r"^head\.box_branches\.", "bbox_head.head_module.reg_preds."),
-    (r"^neck\.(top_down|bottom_up|downsample)\.", r"neck.\1_layers."),
-    (r"^(backbone\.stage\d)\.downsample\.", r"\1.0."),
-    (r"^(backbone\.stage\d)\.csp\.", r"\1.1."),
-    (r"^(backbone\.stage\d)\.sppf\.conv_in\.", r"\1.2.conv1."),
-    (r"^(backbone\.stage\d)\.sppf\.conv_out\.", r"\1.2.conv2."),
-    (r"\.conv_in\.", ".main_conv."),
-    (r"\.conv_out\.", ".final_conv."),
-    (r"\.bottlenecks\.", ".blocks."),
-)
-"""Our names -> the authors', applied one after the other; ResNet has the same names in both."""
-
-LEFT_OUT: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "detector": (
-        (r"\.num_batches_tracked$", "counters of BatchNorm, which a fixed momentum does not need"),
-        (r"^data_preprocessor\.", "mean and std, which config.json holds"),
-    ),
-    "backbone": (
-        (r"^head\.fc\.", "the classifier of data set names, the auxiliary task of stage 1"),
-        (r"^(neck|bbox_head)\.", "the rest of the detector that the backbone is taken from"),
-        (r"\.num_batches_tracked$", "counters of BatchNorm, which a fixed momentum does not need"),
-        (r"^data_preprocessor\.", "mean and std, which config.json holds"),
-    ),
-}
-"""What is left out of a checkpoint, by task: pattern of the authors' names, and why; the first that matches counts."""
-
-CLASS_LAYER = "bbox_head.head_module.cls_preds.0.2.weight"
-
-DETECTOR_PREPROCESS = Preprocess(size=(640, 640), resize="opencv", rounding="floor")
-"""The authors' test pipeline of the YOLO detectors."""
-
-STAGE1_PREPROCESS = Preprocess(
-    size=(224, 224), fit="stretch", mean=(110.2955, 113.433, 109.914), std=(32.028, 30.614, 30.27)
-)
-"""Input size, mean and std of the stage-1 backbones."""
 
 
 def convert_checkpoint(
@@ -101,17 +66,17 @@ def convert_checkpoint(
     _check_architecture(state, architecture, str(path))
     base = models.default_config(architecture.name)
     names = _class_names(checkpoint, state, architecture, class_names, str(path))
-    from_detector = any(name.startswith("bbox_head.") for name in state)
-    config = base.replace(
-        name=_model_name(arch, names),
-        class_names=names,
-        preprocess=DETECTOR_PREPROCESS if architecture.task == "detector" else _backbone_input(from_detector),
-        postprocess=Postprocess(multi_label=len(names) > 1) if architecture.task == "detector" else None,
-    )
+    family = _detector_family(state)
+    config = _with_settings(base.replace(name=_model_name(arch, names), class_names=names), family)
     module = models.build(config, init=False)
-    used = _used_entries(state, module.state_dict(), architecture, str(path))
-    load_state(module, used, where=str(path))
-    config = config.replace(provenance=_provenance(Path(path), checkpoint, state, architecture, from_detector))
+    filled = _filled_entries(state, module, architecture)
+    own = {name: tensor for name, tensor in module.state_dict().items() if name not in filled}
+    used = _used_entries(state, own, architecture, str(path))
+    load_state(module, {**used, **filled}, where=str(path))
+    provenance = _provenance(Path(path), checkpoint, state, architecture, family is not None)
+    if filled:
+        provenance["not_in_file"] = sorted({name.rpartition(".")[0] for name in filled})
+    config = config.replace(provenance=provenance)
     return write_folder(out, config, {"model.safetensors": lambda target: models.save_weights(module, target, config)})
 
 
@@ -160,6 +125,22 @@ def _used_entries(
     return {theirs[name]: tensor for name, tensor in offered.items()}
 
 
+def _filled_entries(
+    state: Mapping[str, Tensor], module: models.ZooModule, architecture: Architecture
+) -> dict[str, Tensor]:
+    """What a checkpoint lacks because its network had no use for it: norms behind maps that nobody took.
+
+    A stage-1 checkpoint has the one of the last stage at least, a detector's those of the maps that its neck takes.
+    """
+    if isinstance(module, models.DetectorModule):
+        optional = module.backbone.optional_entries(module.backbone.out_indices)
+        optional = {f"backbone.{name}": tensor for name, tensor in optional.items()}
+    else:
+        assert isinstance(module, models.Backbone)
+        optional = module.optional_entries([len(module.stages) - 1])
+    return {name: value for name, value in optional.items() if official_name(name, architecture.task) not in state}
+
+
 def _check_architecture(state: Mapping[str, Tensor], architecture: Architecture, where: str) -> None:
     """Refuses a checkpoint of another architecture, and says which one it looks like.
 
@@ -195,13 +176,11 @@ def guess_architecture(state: Mapping[str, Tensor]) -> str | None:
 
 def _detector_family(names: Mapping[str, object]) -> str | None:
     """Which kind of detector has entries of these names; ``None`` for a backbone."""
-    for prefix, family in (
-        ("bbox_head.head_module.", "yolov8"),
-        ("roi_head.", "faster_rcnn"),
-        ("encoder.", "dino"),
-    ):
-        if any(name.startswith(prefix) for name in names):
+    for family, layout in DETECTORS.items():
+        if any(name.startswith(layout.marks) for name in names):
             return family
+    if any(name.startswith("encoder.") for name in names):
+        return "dino"
     return None
 
 
@@ -222,9 +201,11 @@ def _class_names(
         if class_names:
             raise InvalidArgumentError(f"{architecture.name} is a backbone and has no classes; leave class_names out.")
         return ()
-    if CLASS_LAYER not in state or state[CLASS_LAYER].ndim != 4:
-        raise CheckpointError(f"{where} does not fit {architecture.name}. Missing (1): {CLASS_LAYER}.")
-    count = state[CLASS_LAYER].shape[0]
+    layout = layout_of(architecture.name)
+    layer = state.get(layout.class_layer)
+    if layer is None or layer.ndim < 2 or layer.shape[0] <= layout.background:
+        raise CheckpointError(f"{where} does not fit {architecture.name}. Missing (1): {layout.class_layer}.")
+    count = layer.shape[0] - layout.background
     if class_names:
         if len(class_names) != count:
             raise CheckpointError(f"{where} has {count} classes, but {len(class_names)} class names were given.")
@@ -246,9 +227,21 @@ def _model_name(arch: str, class_names: Sequence[str]) -> str:
     return f"{arch}.agssp_finetuned"
 
 
-def _backbone_input(from_detector: bool) -> Preprocess:
-    """How images go into a backbone: as in stage 1, or normalised as in the detector that it was taken from."""
-    return Preprocess(size=(224, 224), fit="stretch") if from_detector else STAGE1_PREPROCESS
+def _with_settings(config: ModelConfig, family: str | None) -> ModelConfig:
+    """The config with the authors' settings.
+
+    A backbone takes images as in stage 1, or normalised as in the detector that it was taken from.
+    """
+    if config.task == "detector":
+        layout = layout_of(config.architecture)
+        postprocess = dataclasses.replace(layout.postprocess, multi_label=len(config.class_names) > 1)
+        return config.replace(preprocess=layout.preprocess, postprocess=postprocess)
+    pixels = STAGE1_PREPROCESS
+    if family is not None:
+        pixels = DETECTORS[family].preprocess if family in DETECTORS else Preprocess()
+    return config.replace(
+        preprocess=Preprocess(size=config.preprocess.size, fit="stretch", mean=pixels.mean, std=pixels.std)
+    )
 
 
 def _provenance(

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "strip": "inference:strip",
     "postprocess": "inference:postprocess",
     "resize": "images:resize",
+    "swin": "swin:features",
     "training-loader": "training:loader",
     "training-epoch": "training:epoch",
     "training-loss": "training:loss",

@@ -44,8 +44,11 @@ def export_onnx(
       ``labels`` int64 (batch, max_det), ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
       The optional inputs ``conf_threshold`` and ``iou_threshold``, float32 (1,), default to the config's values (ONNX
       Runtime mentions such inputs in its log when it opens the file; a log level of 3 silences it).
-    * detector with ``raw``: for every level of stride s the logits ``class_logits_s`` (batch, classes, height / s,
-      width / s) and ``box_logits_s`` (batch, 4 * bins, height / s, width / s), sides left, top, right, bottom.
+      Where padding follows normalising (Faster R-CNN, DINO), so is ``sizes`` int64 (batch, 2): the valid height and
+      width of each image, from its top left corner; one row stands for all images, the default is all of them.
+    * detector with ``raw``: the raw outputs, named as in its ``raw_names``. For YOLOv8 these are, for every level of
+      stride s, the logits ``class_logits_s`` (batch, classes, height / s, width / s) and ``box_logits_s`` (batch,
+      4 * bins, height / s, width / s), sides left, top, right, bottom.
     * backbone: one map an output, named as in its ``feature_info``.
 
     The file's metadata: ``config`` (the text of config.json), ``class_names`` (JSON), ``task``, ``outputs``
@@ -76,12 +79,15 @@ def export_onnx(
     module, folder = _load(model)
     target = _target(out, folder, raw)
     # Only now, since this imports torch and the exporter.
-    from .network import trace
+    from .network import default_sizes, takes_sizes, trace
     from .verification import verify_file
 
     with _building(target) as temporary:
         network = trace(module, raw=raw, opset=opset)
         graph = network if raw or module.config.task == "backbone" else _with_selection(network, module.config)
+        if takes_sizes(module):
+            # An initialiser that is also a graph input: a default that a caller may override.
+            graph.graph.initializer.append(default_sizes())
         _describe(graph, module.config, raw=raw)
         import onnx
 
@@ -147,13 +153,21 @@ def _with_selection(network: onnx.ModelProto, config: ModelConfig) -> onnx.Model
     settings = config.postprocess
     if settings is None:
         raise ExportError(f"{config.name}: a detector's config needs postprocess.")
+    boxes = next(output for output in network.graph.output if output.name == "boxes")
     selection = selection_model(
-        len(config.class_names), settings, opset=network.opset_import[0].version, ir_version=network.ir_version
+        len(config.class_names),
+        settings,
+        box_of_class=len(boxes.type.tensor_type.shape.dim) == 4,
+        opset=network.opset_import[0].version,
+        ir_version=network.ir_version,
     )
     # The prefix keeps the two graphs' names apart.
     network = compose.add_prefix(network, "network/", rename_inputs=False)
     merged = compose.merge_models(
-        network, selection, io_map=[("network/boxes", "all_boxes"), ("network/scores", "all_scores")]
+        network,
+        selection,
+        io_map=[("network/boxes", "all_boxes"), ("network/scores", "all_scores")],
+        outputs=[output.name for output in selection.graph.output],
     )
     for name, value in (("conf_threshold", settings.conf), ("iou_threshold", settings.iou)):
         # An initialiser that is also a graph input: a default that a caller may override.

@@ -7,8 +7,9 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +19,11 @@ from agssp_zoo.models import Backbone, DetectorModule, ZooModule
 if TYPE_CHECKING:
     import onnx
 
-EXAMPLE_SIDES = (3, 5)
-"""Height and width of the traced example, in strides; different ones, so that none is mistaken for the other."""
+EXAMPLE_SIDES = (9, 15)
+"""Height and width of the traced example, in strides: different, so that none is mistaken for the other, and more than
+a window of Swin's at the last stage, since the tracer takes a number that is 1 to be always 1."""
+LEAST_STEP = 32
+"""Pixels that the example's sides are counted in, where the stride is smaller."""
 MAX_SIDE = 4096
 """Of the input, in strides; a bound that the tracer asks for, not one of the graph."""
 
@@ -33,26 +37,36 @@ def trace(module: ZooModule, *, raw: bool, opset: int) -> onnx.ModelProto:
         opset: ONNX operator set.
 
     Returns:
-        A model with the input ``images`` uint8 (batch, height, width, 3) and the outputs of :func:`output_names`.
+        A model with the input ``images`` uint8 (batch, height, width, 3), for models that pad after normalising also
+        ``sizes`` int64 (batch or 1, 2), and the outputs of :func:`output_names`.
 
     Raises:
         ExportError: the module cannot be traced.
     """
+    from .operators import translations
+
     stride = module.config.preprocess.stride
-    height, width = (side * stride for side in EXAMPLE_SIDES)
-    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
-    sizes = [stride * torch.export.Dim(axis, min=1, max=MAX_SIDE) for axis in ("rows", "columns")]
-    axes = {0: torch.export.Dim("batch", min=1, max=MAX_SIDE), 1: sizes[0], 2: sizes[1]}
+    height, width = (side * max(stride, LEAST_STEP) for side in EXAMPLE_SIDES)
+    examples = [torch.zeros((2, height, width, 3), dtype=torch.uint8)]
+    sides: list[Any] = [torch.export.Dim(axis, min=1, max=MAX_SIDE) for axis in ("rows", "columns")]
+    if stride > 1:
+        sides = [stride * side for side in sides]
+    batch = torch.export.Dim("batch", min=1, max=MAX_SIDE)
+    axes: list[dict[int, Any]] = [{0: batch, 1: sides[0], 2: sides[1]}]
+    if takes_sizes(module):
+        examples.append(torch.tensor([[height, width]] * 2))
+        axes.append({0: batch})
     names = output_names(module, raw=raw)
     with _quiet():
         try:
             program = torch.onnx.export(
                 FromImages(module, raw=raw).eval(),
-                (example,),
-                input_names=["images"],
+                tuple(examples),
+                input_names=["images", "sizes"][: len(examples)],
                 output_names=names,
                 opset_version=opset,
-                dynamic_shapes={"images": axes},
+                dynamic_shapes=tuple(axes),
+                custom_translation_table=dict(translations()),
                 dynamo=True,
                 optimize=True,
                 verbose=False,
@@ -63,7 +77,44 @@ def trace(module: ZooModule, *, raw: bool, opset: int) -> onnx.ModelProto:
         raise ExportError(f"{module.config.name} cannot be exported: torch.onnx answered nothing.")
     model = program.model_proto
     _tidy(model)
+    if takes_sizes(module):
+        _broadcast_sizes(model)
     return model
+
+
+def takes_sizes(module: ZooModule) -> bool:
+    """Whether a module's graph has the input ``sizes``."""
+    return isinstance(module, DetectorModule) and module.config.preprocess.pad_after_normalize
+
+
+def default_sizes() -> onnx.TensorProto:
+    """What ``sizes`` is when nobody gives it: larger than any image, so that all of each is valid."""
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor("sizes", TensorProto.INT64, [1, 2], [2**31 - 1] * 2)
+
+
+def _broadcast_sizes(model: onnx.ModelProto) -> None:
+    """Lets ``sizes`` have one row for all images, and entries beyond the canvas, as its default has."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["sizes/valid" if name == "sizes" else name for name in node.input]
+    nodes = [
+        helper.make_node("Shape", ["images"], ["sizes/canvas"], start=1, end=3),
+        helper.make_node("Min", ["sizes", "sizes/canvas"], ["sizes/bounded"]),
+        helper.make_node("Shape", ["images"], ["sizes/batch"], start=0, end=1),
+        helper.make_node("Concat", ["sizes/batch", "sizes/two"], ["sizes/shape"], axis=0),
+        helper.make_node("Expand", ["sizes/bounded", "sizes/shape"], ["sizes/valid"]),
+    ]
+    graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "sizes/two"))
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+    for entry in graph.input:
+        if entry.name == "sizes":
+            entry.type.tensor_type.shape.dim[0].dim_param = "batch_or_1"
 
 
 class FromImages(nn.Module):
@@ -79,13 +130,16 @@ class FromImages(nn.Module):
         self.module = module
         self.raw = raw
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (B, H, W, 3) -> the tensors that :func:`output_names` names."""
-        out = self.module(self.module.normalize(images))
-        if isinstance(self.module, DetectorModule) and not self.raw:
-            boxes, scores = self.module.decode(out)
-            return boxes, scores
-        return tuple(_flatten(out))
+    def forward(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """uint8 (B, H, W, 3), and the valid sizes (B, 2) -> the tensors that :func:`output_names` names."""
+        x = self.module.normalize(images, sizes)
+        if not isinstance(self.module, DetectorModule):
+            return tuple(_flatten(self.module(x)))
+        out = self.module(x, sizes)
+        if self.raw:
+            return tuple(_flatten(out))
+        rows = self.module.row_boxes(out)
+        return (*self.module.decode(out), *(() if rows is None else (rows,)))
 
 
 def output_names(module: ZooModule, *, raw: bool) -> list[str]:
@@ -95,8 +149,13 @@ def output_names(module: ZooModule, *, raw: bool) -> list[str]:
     if not isinstance(module, DetectorModule):
         raise ExportError(f"{module.config.name} is neither a backbone nor a detector.")
     if raw:
-        return [f"{kind}_logits_{stride}" for stride in module.strides for kind in ("class", "box")]
-    return ["boxes", "scores"]
+        return list(module.raw_names)
+    return ["boxes", "scores", *(["row_boxes"] if has_row_boxes(module) else [])]
+
+
+def has_row_boxes(module: DetectorModule) -> bool:
+    """Whether a detector answers rows in no fixed order; see :meth:`DetectorModule.row_boxes`."""
+    return type(module).row_boxes is not DetectorModule.row_boxes
 
 
 def _tidy(model: onnx.ModelProto) -> None:

@@ -25,8 +25,7 @@ GROWTH = 8
 """How many times as many every further attempt takes: the second covers the 8400 places of a 640x640 input."""
 
 _MULTI_LABEL = """
-  candidates = Reshape (all_scores, rows)
-  classes = Shape <start = 2, end = 3> (all_scores)"""
+  candidates = Reshape (all_scores, rows)"""
 _BEST_LABEL = """
   candidates = ReduceMax <keepdims = 0> (all_scores, last)
   best_class = ArgMax <axis = 2, keepdims = 0> (all_scores)"""
@@ -37,9 +36,15 @@ _BEST_LABEL_OF = """
       anchor = Identity (index)
       label = GatherElements <axis = 1> (best_class, index)"""
 
+_BOX_OF_ANCHOR = """
+      box_index = Identity (anchor)"""
+_BOX_OF_CLASS = """
+      first_box = Mul (anchor, classes)
+      box_index = Add (first_box, label)"""
+
 _GRAPH = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-selection (float[batch, anchors, 4] all_boxes, float[batch, anchors, classes] all_scores,
+selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, classes] all_scores,
            float[1] conf_threshold, float[1] iou_threshold)
   => (float[batch, {max_det}, 4] boxes, float[batch, {max_det}] scores, int64[batch, {max_det}] labels,
       int64[batch] count)
@@ -49,9 +54,11 @@ selection (float[batch, anchors, 4] all_boxes, float[batch, anchors, classes] al
   int64[2] rows = {{0, -1}}, int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[1] minus_one = {{-1}},
   int64[2] image_and_place = {{0, 2}}, int64[3] across = {{1, {classes}, 1}},
   int64[{classes}] class_range = {{{range}}},
-  int64[1] four = {{4}}, float[1] none = {{-1}}, float[1] zero = {{0}}
+  int64[1] four = {{4}}, int64[3] box_rows = {{0, -1, 4}}, float[1] none = {{-1}}, float[1] zero = {{0}}
 >
 {{{flatten}
+  classes = Shape <start = 2, end = 3> (all_scores)
+  boxes_flat = Reshape (all_boxes, box_rows)
   batch_size = Shape <start = 0, end = 1> (all_scores)
   present = Greater (candidates, conf_threshold)
   present_number = Cast <to = 7> (present)
@@ -75,9 +82,9 @@ selection (float[batch, anchors, 4] all_boxes, float[batch, anchors, classes] al
           float[batch, {max_det}] scores_after, int64[batch, {max_det}] labels_after, int64[batch] count_after)
     {{
       depth = Min (number, most)
-      value, index = TopK <axis = 1> (candidates, depth){label_of}
-      anchor_column = Unsqueeze (anchor, last)
-      box = GatherND <batch_dims = 1> (all_boxes, anchor_column)
+      value, index = TopK <axis = 1> (candidates, depth){label_of}{box_of}
+      box_column = Unsqueeze (box_index, last)
+      box = GatherND <batch_dims = 1> (boxes_flat, box_column)
       label_row = Unsqueeze (label, one)
       of_class = Equal (label_row, by_class)
       value_row = Unsqueeze (value, one)
@@ -118,22 +125,24 @@ selection (float[batch, anchors, 4] all_boxes, float[batch, anchors, classes] al
 """
 
 
-def selection_model(classes: int, settings: Postprocess, *, opset: int, ir_version: int) -> onnx.ModelProto:
+def selection_model(
+    classes: int, settings: Postprocess, *, box_of_class: bool = False, opset: int, ir_version: int
+) -> onnx.ModelProto:
     """The selection as an ONNX model of its own.
 
     Args:
         classes: number of classes, C.
         settings: ``max_det``, ``max_candidates`` and ``multi_label`` are fixed in the graph; ``conf`` and ``iou``
             are its inputs.
+        box_of_class: whether every class has a box of its own.
         opset: ONNX operator set, 18 or newer.
         ir_version: ONNX file format version.
 
     Returns:
-        A model with the inputs ``all_boxes`` float32 (batch, anchors, 4) xyxy, ``all_scores`` float32
-        (batch, anchors, C), ``conf_threshold`` and ``iou_threshold`` float32 (1,), and the outputs ``boxes`` float32
-        (batch, max_det, 4), ``scores`` float32 (batch, max_det), best first, ``labels`` int64 (batch, max_det)
-        and ``count`` int64 (batch,). From
-        ``count`` on, boxes and scores are 0, labels -1.
+        A model with the inputs ``all_boxes`` float32 (batch, anchors, 4), or (batch, anchors, C, 4), xyxy,
+        ``all_scores`` float32 (batch, anchors, C), ``conf_threshold`` and ``iou_threshold`` float32 (1,), and the
+        outputs ``boxes`` float32 (batch, max_det, 4), ``scores`` float32 (batch, max_det), best first, ``labels`` int64
+        (batch, max_det) and ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
     """
     import onnx.parser
 
@@ -151,6 +160,8 @@ def selection_model(classes: int, settings: Postprocess, *, opset: int, ir_versi
         first=first,
         growth=GROWTH,
         rounds=rounds,
+        box_shape=f"{classes}, 4" if box_of_class else "4",
+        box_of=_BOX_OF_CLASS if box_of_class else _BOX_OF_ANCHOR,
         flatten=_MULTI_LABEL if settings.multi_label else _BEST_LABEL,
         label_of=_MULTI_LABEL_OF if settings.multi_label else _BEST_LABEL_OF,
     )

@@ -86,11 +86,13 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
     except ImportError as error:
         raise MissingDependencyError(f"Training needs {error.name}; run `pip install 'agssp-zoo[train]'`.") from None
     settings, stored = _settle(values, resume)
-    settings = settings.settled(settle_precision(settings))
+    precision = settle_precision(settings)
+    settings = dataclasses.replace(settings, precision=precision)
     check_extras(settings)
     accelerator = build_accelerator(settings)
     torch.set_num_threads(settle_threads(settings))
 
+    from .families import family_of
     from .trainer import Trainer
     from .transfer import build_start
 
@@ -101,6 +103,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
             "or start a new run with another --out."
         )
     start = build_start(settings, train.class_names)
+    settings = settings.settled(precision, family_of(start.module).rates)
     record = describe(settings, train, val, start)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

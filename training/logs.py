@@ -17,14 +17,8 @@ from .state import write_text
 
 Row = Mapping[str, float | int]
 
-COLUMNS = (
-    *("epoch", "step", "loss", "box_loss", "cls_loss", "dfl_loss", "lr", "map50", "map75", "map50_95"),
-    *("train_seconds", "data_wait_seconds", "val_seconds"),
-)
-"""Columns of a fine-tuning's metrics.csv; one row an epoch, empty where nothing was measured."""
 
-
-def write_metrics(path: Path, history: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+def write_metrics(path: Path, history: Sequence[Row], columns: Sequence[str]) -> None:
     """Writes metrics.csv whole, so that it always agrees with the state."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
@@ -34,10 +28,16 @@ def write_metrics(path: Path, history: Sequence[Row], columns: Sequence[str] = C
     write_text(path, text.getvalue())
 
 
-def epoch_line(row: Row, epochs: int) -> str:
-    """An epoch in one line."""
+def epoch_line(row: Row, epochs: int, losses: Sequence[str]) -> str:
+    """An epoch in one line.
+
+    Args:
+        row: its row.
+        epochs: of the run.
+        losses: columns of the parts of the loss.
+    """
     parts = [f"epoch {int(row['epoch'])}/{epochs}", f"loss {row['loss']:.3f}"]
-    parts.append(f"(box {row['box_loss']:.3f} cls {row['cls_loss']:.3f} dfl {row['dfl_loss']:.3f})")
+    parts.append("(" + " ".join(f"{name.removesuffix('_loss')} {row[name]:.3f}" for name in losses) + ")")
     if "map50" in row:
         parts.append(f"map50 {row['map50']:.4f} map50_95 {row['map50_95']:.4f}")
     parts.append(f"lr {row['lr']:.2e}")
@@ -147,18 +147,27 @@ class Layout:
     line: Callable[[Row, int], str]
 
 
-FINETUNING = Layout(
-    columns=COLUMNS,
-    parts=("loss/box", "loss/cls", "loss/dfl"),
-    figures=("map50", "map75", "map50_95"),
-    plots=MappingProxyType(
-        {
-            "loss.png": ("loss", ("loss", "box_loss", "cls_loss", "dfl_loss")),
-            "map.png": ("average precision", ("map50", "map50_95")),
-        }
-    ),
-    line=epoch_line,
-)
+def finetuning(losses: Sequence[str]) -> Layout:
+    """What the fine-tuning of a detector shows; metrics.csv has one row an epoch, empty where nothing was measured.
+
+    Args:
+        losses: columns of the parts of the loss.
+    """
+    return Layout(
+        columns=(
+            *("epoch", "step", "loss", *losses, "lr", "map50", "map75", "map50_95"),
+            *("train_seconds", "data_wait_seconds", "val_seconds"),
+        ),
+        parts=tuple(f"loss/{name.removesuffix('_loss')}" for name in losses),
+        figures=("map50", "map75", "map50_95"),
+        plots=MappingProxyType(
+            {
+                "loss.png": ("loss", ("loss", *losses)),
+                "map.png": ("average precision", ("map50", "map50_95")),
+            }
+        ),
+        line=lambda row, epochs: epoch_line(row, epochs, losses),
+    )
 
 
 def _short(value: float | int | None) -> str:

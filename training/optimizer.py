@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -26,13 +26,28 @@ WARMUP_MOMENTUM = 0.8
 """Momentum at the first step; it reaches its own value with the end of the warm-up."""
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, nesterov: bool = True) -> torch.optim.Optimizer:
-    """SGD with (Nesterov) momentum or AdamW. Kernels and matrices decay; biases and normalisation layers do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.chosen("weight_decay")},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, *, nesterov: bool = True, backbone_lr: float = 1.0
+) -> torch.optim.Optimizer:
+    """SGD with (Nesterov) momentum or AdamW. Kernels and matrices decay; biases and normalisation layers do not.
+
+    Args:
+        module: what is trained.
+        settings: of the run.
+        nesterov: of sgd.
+        backbone_lr: learning rate of what is called ``backbone``, as a share of the others'.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trained = [p for _, p in named]
+    groups: list[dict[str, Any]] = []
+    for share in sorted({1.0, backbone_lr}, reverse=True):
+        of_share = [p for n, p in named if backbone_lr == 1 or n.startswith("backbone.") == (share == backbone_lr)]
+        groups += [
+            {"params": [p for p in of_share if p.ndim > 1], "weight_decay": settings.chosen("weight_decay")},
+            {"params": [p for p in of_share if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        for group in groups[-2:]:
+            group["share"] = share
     groups = [g for g in groups if g["params"]]
     lr, momentum = settings.chosen("lr"), settings.chosen("momentum")
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
@@ -61,7 +76,7 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, steps_per_epoch: int,
     low = min(WARMUP_MOMENTUM, high)
     momentum = low + (high - low) * rise
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
         if "momentum" in group:
             group["momentum"] = momentum
         else:

@@ -51,7 +51,7 @@ class Outputs:
         settings: OutputSettings,
         config: ModelConfig,
         provenance: Mapping[str, Any],
-        layout: logs.Layout = logs.FINETUNING,
+        layout: logs.Layout,
     ) -> None:
         self.folder = folder
         self.main = main

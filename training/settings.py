@@ -50,18 +50,27 @@ class TrainSettings:
         "adamw, which learns faster in the few thousand steps that a few hundred images make; sgd with Nesterov "
         "momentum for long runs on many",
     )
-    lr: float | None = setting(None, "learning rate after warm-up; left out: 0.001 for adamw, 0.01 for sgd")
+    lr: float | None = setting(
+        None, "learning rate after warm-up; left out: 0.001 for adamw (DINO: 0.0001), 0.01 for sgd"
+    )
+    backbone_lr: float = setting(1.0, "learning rate of the backbone, as a share of --lr")
     final_lr: float = setting(0.01, "learning rate of the last step, as a share of --lr")
     schedule: Literal["cosine", "linear"] = setting("cosine", "how the learning rate falls")
     warmup: float = setting(3.0, "epochs over which the learning rate rises from 0")
     momentum: float | None = setting(None, "first beta of adamw (left out: 0.9), momentum of sgd (left out: 0.937)")
     weight_decay: float | None = setting(
-        None, "decay of matrices and kernels; biases and norms have none; left out: 0.02 for adamw, 0.0005 for sgd"
+        None,
+        "decay of matrices and kernels; biases and norms have none; left out: 0.02 for adamw (DINO: 0.0001), "
+        "0.0005 for sgd",
     )
     clip_norm: float = setting(10.0, "largest norm of the gradient; 0 does not clip")
     ema_decay: float = setting(0.9998, "decay a step of the averaged weights; 0 switches averaging off")
     ema_ramp: float = setting(2000.0, "steps over which that decay rises: decay * (1 - exp(-step / ramp))")
     freeze: int = setting(0, "backbone stages, from the input on, that keep their weights and statistics")
+    drop_path: float = setting(0.0, "share of images whose residual branches swin leaves out, of its last block, 0-1")
+    checkpointing: bool = setting(
+        False, "swin computes its blocks twice in a step instead of keeping them: less memory"
+    )
     cls_pw: float = setting(0.0, "class imbalance: boxes of a class count as its frequency to the power -cls_pw, 0-1")
     box_weight: float = setting(7.5, "weight of the box loss (CIoU)")
     cls_weight: float = setting(0.5, "weight of the class loss (BCE)")
@@ -122,7 +131,7 @@ class TrainSettings:
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
             *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
-            *("scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation"),
+            *("drop_path", "scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation", "backbone_lr"),
         ):
             _check(0 <= (getattr(self, name) or 0) <= 1, name, self, "it must lie in 0-1")
 
@@ -131,9 +140,19 @@ class TrainSettings:
         given: float | None = getattr(self, name)
         return _BY_OPTIMIZER[self.optimizer][name] if given is None else given
 
-    def settled(self, precision: Literal["no", "bf16", "fp16"]) -> TrainSettings:
-        """The same settings without anything left to be chosen, so that the run's record says what was done."""
+    def settled(
+        self, precision: Literal["no", "bf16", "fp16"], suits: Mapping[str, Mapping[str, float]] | None = None
+    ) -> TrainSettings:
+        """The same settings without anything left to be chosen, so that the run's record says what was done.
+
+        Args:
+            precision: what ``auto`` stands for.
+            suits: what suits the detector, by optimizer; of the rest, what suits the optimizer.
+        """
         chosen: dict[str, Any] = {name: self.chosen(name) for name in _BY_OPTIMIZER[self.optimizer]}
+        for name, value in (suits or {}).get(self.optimizer, {}).items():
+            if getattr(self, name) is None:
+                chosen[name] = value
         return dataclasses.replace(self, precision=precision, **chosen)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from .checkpoint import Checkpoint
 from .data.dataset import Dataset
 from .devices import settle_workers
 from .ema import AveragedModel
+from .families import family_of
 from .loader import Batch, BatchPlan, ImageStore, TrainingSamples, build_loader
+from .logs import finetuning
 from .loop import EpochLoop
-from .losses import DetectionLoss, class_balance
 from .optimizer import build_optimizer, set_rates
 from .outputs import Outputs
 from .position import Position
@@ -28,7 +29,7 @@ from .validation import Validator
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from agssp_zoo.models.detectors import YOLOv8
+    from agssp_zoo.models.detectors import DetectorModule
 
 PATIENCE = "no better map50_95 for a while"
 """Why a run ends early although nobody asked it to."""
@@ -58,19 +59,22 @@ class Trainer(EpochLoop[Batch]):
         self.settings: TrainSettings = settings
         self.accelerator = accelerator
         self.device = accelerator.device
-        self.position = Position()
+        self.module: DetectorModule = start.module
+        self.family = family_of(self.module)
+        self.position = Position(parts=self.family.parts)
         self.bad_images: list[str] = []
-        self.module: YOLOv8 = start.module
         processes, rank = accelerator.num_processes, accelerator.process_index
 
         if settings.freeze:
             self.module.backbone.freeze_stages(settings.freeze)
+        self.module.backbone.set_drop_path(settings.drop_path)
+        self.module.backbone.set_checkpointing(settings.checkpointing)
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.module, settings.ema_decay, settings.ema_ramp)
         network: torch.nn.Module = self.module
         if processes > 1 and self.device.type == "cuda":
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        self.optimizer = build_optimizer(self.module, settings)
+        self.optimizer = build_optimizer(self.module, settings, backbone_lr=settings.backbone_lr)
         self.parameters = list(self.module.parameters())
         self.network, self.prepared_optimizer = accelerator.prepare(network, self.optimizer)
 
@@ -92,18 +96,11 @@ class Trainer(EpochLoop[Batch]):
         samples = TrainingSamples(store, settings, preprocess.pad_value)
         workers = settle_workers(settings, self.device.type)
         self.loader = build_loader(samples, self.plan, workers, pin=self.device.type == "cuda")
-        self.loss = DetectionLoss(
-            self.module.strides,
-            self.module.num_classes,
-            self.module.reg_max,
-            box_weight=settings.box_weight,
-            class_weight=settings.cls_weight,
-            distance_weight=settings.dfl_weight,
-            class_balance=class_balance(train.class_counts(), settings.cls_pw),
-        )
+        self.loss = self.family.build_loss(self.module, settings, train.class_counts())
         folder = Path(settings.out)
         self.checkpoint = Checkpoint(folder, accelerator, self.module, self.average, self.optimizer)
-        self.outputs = Outputs(folder, accelerator.is_main_process, settings, self.module.config, provenance)
+        layout = finetuning(self.family.parts)
+        self.outputs = Outputs(folder, accelerator.is_main_process, settings, self.module.config, provenance, layout)
         self.stop = StopRequest(accelerator, settings.time_limit)
 
     def set_rates(self) -> float:
@@ -111,18 +108,18 @@ class Trainer(EpochLoop[Batch]):
         return set_rates(self.optimizer, self.position.step, self.plan.steps, self.settings)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and its box, class and distance parts."""
+        """The loss of a batch, and its parts."""
         images = self.module.normalize(batch.images.to(self.device, non_blocking=True))
+        targets = batch.targets.to(self.device)
         with self.accelerator.autocast():
-            raw = self.network(images)
+            raw = self.network(images, None, targets)
         sums = self.loss(
             raw,
-            batch.targets.to(self.device),
+            targets,
             reduce_sum=self._sum if self.several else None,
             processes=self.accelerator.num_processes,
         )
-        # The family's learning rates are meant for the loss times the images of a step.
-        return sums.total * self.settings.batch, sums.parts
+        return sums.total * (self.settings.batch if self.family.times_batch else 1), sums.parts
 
     def after_move(self) -> None:
         """Takes the new weights into the average."""

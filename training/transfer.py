@@ -15,7 +15,7 @@ from agssp_zoo.config import ModelConfig, Preprocess
 from agssp_zoo.errors import TrainingError, WeightsNotPublishedError
 from agssp_zoo.folder import ModelFolder
 from agssp_zoo.hub import resolve
-from agssp_zoo.models.detectors import YOLOv8
+from agssp_zoo.models import DetectorModule
 
 from .renormalize import renormalize
 from .settings import TrainSettings
@@ -37,7 +37,7 @@ class Start:
         provenance: what the models that the weights come from say about their own origin: licence, source, checksum.
     """
 
-    module: YOLOv8
+    module: DetectorModule
     source: str
     loaded: int = 0
     left: tuple[str, ...] = ()
@@ -78,17 +78,16 @@ def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str
         preprocess=_at_size(config, settings.size),
     )
     module = models.build(config)
-    if not isinstance(module, YOLOv8):
-        raise TrainingError(f"{settings.model} cannot be trained yet; --model takes one of yolov8_n, yolov8_s, ...")
+    if not isinstance(module, DetectorModule):  # for the type checker: it is a detector by its task
+        raise TypeError(type(module))
     module.reset_parameters()  # drawn twice by now; the figures that are published were measured so
     loaded: list[str] = []
     sources: dict[str, Mapping[str, Any]] = {}
     if folder is not None and settings.weights == "auto":
         tensors = _read(folder)
         if len(names) > 1 and old_names != names:
-            # Other classes in the same number: the layer that tells them apart would begin with wrong answers.
-            for level in range(len(module.strides)):
-                tensors = {k: v for k, v in tensors.items() if not k.startswith(f"head.cls_branches.{level}.2.")}
+            # Other classes in the same number: the layers that tell them apart would begin with wrong answers.
+            tensors = {k: v for k, v in tensors.items() if not k.startswith(module.class_layers)}
         loaded += _load_fitting(module, tensors)
         sources[folder.config.name] = folder.config.provenance
     if backbone is not None:

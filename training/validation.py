@@ -91,7 +91,10 @@ class Validator:
             images = np.full((len(prepared), height, width, 3), self.preprocess.pad_value, np.uint8)
             for row, item in enumerate(prepared):
                 images[row, : item.canvas.shape[0], : item.canvas.shape[1]] = item.canvas
-            raw = module(module.normalize(torch.from_numpy(images).to(device)))
+            valid = None
+            if self.preprocess.pad_after_normalize:
+                valid = torch.tensor([item.placement.resized for item in prepared], device=device)
+            raw = module(module.normalize(torch.from_numpy(images).to(device), valid), valid)
             boxes, scores = module.decode(raw, (height, width))
             found = select_detections(
                 boxes,

@@ -7,6 +7,7 @@ import sys
 
 from agssp_zoo import registry
 from agssp_zoo.commands.options import print_json
+from agssp_zoo.config import ModelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +24,11 @@ def run(args: argparse.Namespace) -> int:
 
     names = [name.strip() for name in args.class_names.split(",")] if args.class_names else None
     path = convert_checkpoint(args.checkpoint, args.arch, args.out, class_names=names)
+    filled = list(ModelConfig.load(path).provenance.get("not_in_file", ()))
     if args.json:
-        print_json({"folder": str(path)})
-    else:
-        sys.stdout.write(f"{path}\n")
+        print_json({"folder": str(path), "not_in_file": filled})
+        return 0
+    if filled:
+        sys.stderr.write(f"Not in the checkpoint, and left as they begin (ones and zeros): {', '.join(filled)}.\n")
+    sys.stdout.write(f"{path}\n")
     return 0

@@ -66,7 +66,11 @@ class PyTorchEngine:
         try:
             with torch.inference_mode():
                 pixels = torch.from_numpy(images).to(module.pixel_mean.device)
-                boxes, scores = module.decode(module(module.normalize(pixels)), (images.shape[1], images.shape[2]))
+                valid = None
+                if sizes is not None and self.config.preprocess.pad_after_normalize:
+                    valid = torch.from_numpy(sizes).to(pixels.device)
+                raw = module(module.normalize(pixels, valid), valid)
+                boxes, scores = module.decode(raw, (images.shape[1], images.shape[2]))
                 found = select_detections(
                     boxes,
                     scores,

@@ -10,6 +10,7 @@ from agssp_zoo.models.base import ZooModule
 from agssp_zoo.models.detectors import DetectorModule
 from agssp_zoo.models.factory import ARCHITECTURES, Architecture, build, default_config, get_architecture, load
 from agssp_zoo.models.postprocess import select_detections
+from agssp_zoo.models.targets import Targets
 from agssp_zoo.models.weights import load_weights, read_weights, save_weights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Backbone",
     "DetectorModule",
     "FeatureInfo",
+    "Targets",
     "ZooModule",
     "build",
     "default_config",

@@ -42,11 +42,13 @@ class ZooModule(nn.Module):
         """Draws new weights, for training from scratch."""
         raise NotImplementedError
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Pixels -> the network's input.
 
         Args:
             images: RGB, uint8 (or float in 0-255), (B, H, W, 3), on the module's device.
+            sizes: (B, 2) or (1, 2) int64, valid (height, width) of each image, for models that pad after normalising:
+                what lies beyond becomes zero. ``None``: all of it is valid.
 
         Returns:
             (B, 3, H, W) in the module's dtype, channels last in memory. Computed in float32 also for a module in
@@ -60,4 +62,24 @@ class ZooModule(nn.Module):
         x = images.permute(0, 3, 1, 2).to(torch.float32)
         if any(self.config.preprocess.mean):
             x = x - self.pixel_mean.to(torch.float32)
-        return (x / self.pixel_std.to(torch.float32)).to(self.pixel_std.dtype)
+        x = x / self.pixel_std.to(torch.float32)
+        if sizes is not None:
+            rows, columns = valid_rows_columns(sizes.to(x.device), x.shape[-2], x.shape[-1])
+            x = x * (rows[:, None, :, None] & columns[:, None, None, :])
+        return x.to(self.pixel_std.dtype)
+
+
+def valid_rows_columns(sizes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which rows and columns of padded images hold pixels.
+
+    Args:
+        sizes: (B, 2) int64, valid (height, width) of each image in its top left corner; more than there is means all.
+        height: of the padded images.
+        width: of the padded images.
+
+    Returns:
+        (B, height) and (B, width) bool.
+    """
+    rows = torch.arange(height, device=sizes.device) < sizes[:, :1]
+    columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
+    return rows, columns

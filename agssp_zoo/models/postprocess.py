@@ -20,7 +20,7 @@ def select_detections(
     """Keeps the best boxes of every image.
 
     Args:
-        boxes: (B, N, 4) xyxy, in pixels.
+        boxes: (B, N, 4) xyxy, in pixels; or (B, N, C, 4), a box for each class.
         scores: (B, N, C), in 0-1.
         conf: only scores above this.
         iou: of two boxes of one class that overlap by more than this IoU, the better one stays.
@@ -48,8 +48,10 @@ def select_detections(
 def _select(
     boxes: Tensor, scores: Tensor, conf: float, iou: float, max_det: int, max_candidates: int, multi_label: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`select_detections` of one image: (N, 4) and (N, C) -> boxes, scores and labels of the kept ones."""
+    """:func:`select_detections` of one image: boxes, scores and labels of the kept ones."""
     num_classes = scores.shape[1]
+    boxes_a_row = boxes.shape[1] if boxes.ndim == 3 else 1
+    boxes = boxes.reshape(-1, 4)
     if multi_label and num_classes > 1:
         flat = scores.reshape(-1)
         candidates = (flat > conf).nonzero()[:, 0]
@@ -70,6 +72,8 @@ def _select(
         top, within = values[order].sort(descending=True, stable=True)
         top, order = top[:size], order[within[:size]]
         rows, labels = candidates[order] // num_classes, candidates[order] % num_classes
+        if boxes_a_row > 1:
+            rows = rows * boxes_a_row + labels
         kept = nms(boxes[rows], top, labels, iou)
         if len(kept) >= max_det or size == total:
             kept = kept[:max_det]

@@ -165,11 +165,12 @@ def check_metadata(metadata: Mapping[str, str], config: ModelConfig, where: str)
     Raises:
         CheckpointError: another architecture or other options, or options that nobody states.
     """
+    from agssp_zoo.models.factory import get_architecture
+
+    spec = get_architecture(config.architecture)
     architecture = metadata.get("architecture")
     if architecture is None:
-        from agssp_zoo.models.factory import get_architecture
-
-        if unstated := sorted(get_architecture(config.architecture).options.keys() - config.options.keys()):
+        if unstated := sorted(spec.options.keys() - spec.visible_options - config.options.keys()):
             raise CheckpointError(
                 f"{where} does not say with which {', '.join(unstated)} of {config.architecture} its weights were "
                 "trained, and the shapes agree with all. Set it in config.json's options, e.g. "
@@ -185,9 +186,10 @@ def check_metadata(metadata: Mapping[str, str], config: ModelConfig, where: str)
         options = json.loads(metadata.get("options", "{}"))
     except ValueError:
         raise IntegrityError(f"{where}: its metadata cannot be read; convert or download the model again.") from None
-    # An option that is not named has its default, and every default is false or zero.
+    # An option that is not named has its default.
     for key in sorted(options.keys() | config.options.keys()):
-        if (options.get(key) or False) != (config.options.get(key) or False):
+        default = spec.options.get(key)
+        if options.get(key, default) != config.options.get(key, default):
             raise CheckpointError(
                 f"{where} holds weights of {architecture} with {key}={options.get(key, 'default')}, but the config "
                 f"has {key}={config.options.get(key, 'default')}; the shapes agree, the features would not. "

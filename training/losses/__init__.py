@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from agssp_zoo.models.targets import Targets
+
 from .assigner import Assignment, assign_task_aligned
 from .balance import class_balance
-from .detection import DetectionLoss, LossSums, Targets
+from .detection import DetectionLoss, LossSums
 from .dfl import distribution_focal_loss
 from .iou import complete_iou
 

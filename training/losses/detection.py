@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agssp_zoo.models.targets import Targets
+
 from .assigner import assign_task_aligned
 from .dfl import distribution_focal_loss
 from .iou import complete_iou
@@ -17,31 +19,13 @@ RawLevel = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Targets:
-    """The labelled boxes of a batch, filled up to the same number for every image.
-
-    Attributes:
-        labels: (B, M) int64 classes; anything where ``mask`` is false.
-        boxes: (B, M, 4) float32, xyxy in input pixels.
-        mask: (B, M) bool, which rows are boxes.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    mask: Tensor
-
-    def to(self, device: torch.device) -> Targets:
-        """The same targets on another device."""
-        return Targets(*(t.to(device, non_blocking=True) for t in (self.labels, self.boxes, self.mask)))
-
-
-@dataclass(frozen=True)
 class LossSums:
     """The loss of a batch.
 
     Attributes:
         total: scalar with gradient, the weighted sum of the parts for one image.
-        parts: (3,) detached: box (CIoU), classes (BCE), distances (DFL), weighted.
+        parts: (P,) detached, weighted, in the order in which the detector's family names them; here box (CIoU),
+            classes (BCE) and distances (DFL).
     """
 
     total: Tensor

@@ -40,3 +40,30 @@ def complete_iou(first: Tensor, second: Tensor, eps: float = 1e-7) -> Tensor:
     with torch.no_grad():
         weight = aspect / (aspect - iou + (1 + eps))
     return iou - (distance / diagonal + aspect * weight)
+
+
+def generalized_iou(first: Tensor, second: Tensor, eps: float = 1e-7) -> Tensor:
+    """Generalized IoU of boxes that broadcast against one another.
+
+    ``GIoU = IoU - (|C| - |A + B|) / |C|``, C the smallest box around both (Rezatofighi et al., "Generalized
+    Intersection over Union", CVPR 2019, algorithm 1).
+
+    Args:
+        first: (..., 4) boxes x1, y1, x2, y2.
+        second: (..., 4) boxes that broadcast with ``first``.
+        eps: keeps divisions finite; boxes without extent are allowed.
+
+    Returns:
+        (...) values in [-1, 1]; 1 only for equal boxes.
+    """
+    low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    hull = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    intersection = _area((high - low).clamp(min=0))
+    union = _area(first[..., 2:] - first[..., :2]) + _area(second[..., 2:] - second[..., :2]) - intersection
+    around = _area(hull)
+    return intersection / (union + eps) - (around - union) / (around + eps)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """(..., 2) -> (...); ``prod`` would look for zeros in its backward pass."""
+    return sides[..., 0] * sides[..., 1]

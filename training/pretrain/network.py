@@ -37,8 +37,14 @@ class PretrainNetwork(nn.Module):
         check_stages(backbone, settings)
         backbone.freeze_stages(settings.freeze)
         self.task: Task = build_task(settings, backbone, classes)
-        used = len(backbone.stages) if settings.task_weight and settings.task != "none" else max(settings.taps)
-        self.stages = StageRunner(backbone, used)
+        backbone.set_drop_path(settings.drop_path)
+        backbone.set_checkpointing(settings.checkpointing)
+        count = len(backbone.stages)
+        task_runs = bool(settings.task_weight and settings.task != "none")
+        self.stages = StageRunner(backbone, count if task_runs else max(settings.taps))
+        # So that norms behind other maps are not waited for when gradients of several processes are averaged.
+        used = {number - 1 for number in settings.taps} | ({count - 1} if task_runs else set())
+        backbone.set_out_indices(sorted(used))
         self.settings = settings
         self.parts = (*(f"{backbone.stage_info[i - 1].name}_loss" for i in settings.taps), "task_loss")
 

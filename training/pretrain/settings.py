@@ -42,6 +42,10 @@ class PretrainSettings:
 
     taps: tuple[int, ...] = setting((3, 4), "stages, from 1, whose activations learn the anomaly maps")
     freeze: int = setting(0, "stages, from the input on, that keep their weights and statistics")
+    drop_path: float = setting(0.0, "share of images whose residual branches swin leaves out, of its last block, 0-1")
+    checkpointing: bool = setting(
+        False, "swin computes its blocks twice in a step instead of keeping them: less memory"
+    )
     form: Literal["cosine", "l2"] = setting("cosine", "loss between activation and anomaly maps")
     resizing: Literal["cumulative", "direct"] = setting(
         "cumulative", "how maps come to a stage's size: from the stage before, or each from the map itself"
@@ -146,7 +150,17 @@ class PretrainSettings:
         _check(self.lr is None or self.lr > 0, "lr", self, "it must be above 0")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
-            *("tolerance", "final_lr", "momentum", "ema_decay", "flip_lr", "flip_ud", "label_smoothing", "mask_ratio"),
+            *(
+                "drop_path",
+                "tolerance",
+                "final_lr",
+                "momentum",
+                "ema_decay",
+                "flip_lr",
+                "flip_ud",
+                "label_smoothing",
+                "mask_ratio",
+            ),
             *("brightness", "contrast", "saturation", "moco_momentum"),
         ):
             _check(0 <= (getattr(self, name) or 0) <= 1, name, self, "it must lie in 0-1")

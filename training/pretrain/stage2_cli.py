@@ -85,6 +85,7 @@ def pretrain_detector(*, resume: bool = False, **values: Any) -> Outcome:
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"Training needs {error.name}; run `pip install 'agssp-zoo[train]'`.") from None
+    from ..families import family_of
     from ..finetune import check_extras
     from ..trainer import Trainer
     from ..transfer import build_start
@@ -100,7 +101,7 @@ def pretrain_detector(*, resume: bool = False, **values: Any) -> Outcome:
     check_frozen(settings, start)
     backbone = start.module.backbone
     names = tuple(info.name for info in backbone.stage_info)
-    settings = settings.settled_for(precision, backbone.config.architecture, names)
+    settings = settings.settled_for(precision, backbone.config.architecture, names, family_of(start.module).rates)
     pool = read_boxes(settings)
     record = describe(settings, pool, start)
     if stored and (changed := changes(record, stored)):

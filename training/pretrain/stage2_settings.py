@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +81,11 @@ class DetectorSettings(TrainSettings):
         return BoxSettings(quantile=self.quantile, margin=self.margin, most=self.most, iou=self.iou)
 
     def settled_for(
-        self, precision: Literal["no", "bf16", "fp16"], backbone: str, stages: tuple[str, ...]
+        self,
+        precision: Literal["no", "bf16", "fp16"],
+        backbone: str,
+        stages: tuple[str, ...],
+        suits: Mapping[str, Mapping[str, float]] | None = None,
     ) -> DetectorSettings:
         """The same settings without anything left to be chosen, and with what fine-tuning calls things.
 
@@ -88,6 +93,7 @@ class DetectorSettings(TrainSettings):
             precision: what ``auto`` stands for.
             backbone: architecture of the backbone.
             stages: names of its stages.
+            suits: what suits the detector, by optimizer; see :meth:`TrainSettings.settled`.
 
         Raises:
             TrainingError: more stages are to learn than there are.
@@ -97,6 +103,9 @@ class DetectorSettings(TrainSettings):
         chosen: dict[str, Any] = {name: self.chosen(name) for name in ("lr", "momentum", "weight_decay")}
         if self.lr is None and self.optimizer == "sgd":
             chosen["lr"] = next((rate for name, rate in RATES.items() if backbone.startswith(name)), 0.0025)
+        for name, value in (suits or {}).get(self.optimizer, {}).items():
+            if getattr(self, name) is None:
+                chosen[name] = value
         return dataclasses.replace(
             self,
             precision=precision,

@@ -14,7 +14,7 @@ class StageRunner(nn.Module):
     """A backbone up to a stage, answering the maps of all stages on the way.
 
     Stages that :meth:`Backbone.freeze_stages` froze are run without autograd, so nothing of them is kept for a
-    backward pass.
+    backward pass, unless something between the stages learns and gets its gradients through them.
 
     Args:
         backbone: the backbone.
@@ -36,16 +36,16 @@ class StageRunner(nn.Module):
             between: (stages done, map) -> what goes on into the next stage; called after the stem and each stage.
 
         Returns:
-            A map for each stage run, as ``between`` has left it.
+            A map for each stage run, as ``between`` has left it, behind the norm of stages that have one.
         """
         frozen = self.backbone.num_frozen_stages
         maps = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             x = self.backbone.forward_stem(x)
-            x = x if between is None else between(0, x)
+        x = x if between is None else between(0, x)
         for number, stage in enumerate(self.backbone.stages[: self.count], 1):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and number > frozen):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (number > frozen or x.requires_grad)):
                 x = stage(x)
                 x = x if between is None else between(number, x)
-            maps.append(x)
+                maps.append(self.backbone.output_map(number - 1, x))
         return maps

@@ -62,7 +62,7 @@ def build_task(settings: PretrainSettings, backbone: Backbone, classes: int) -> 
     if settings.task == "cls" and settings.task_weight:
         return Classification(channels, classes, settings.label_smoothing)
     if settings.task == "simmim":
-        return MaskedModelling(backbone, settings)
+        return (MaskedTokens if backbone.has_tokens else MaskedModelling)(backbone, settings)
     if settings.task == "mocov3":
         return MoCo(backbone, settings)
     return NoTask()
@@ -103,6 +103,47 @@ class Classification(Task):
         return maps, F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing), None
 
 
+class MaskedTokens(Task):
+    """SimMIM (Xie et al., arXiv 2111.09886): one learned token stands for every hidden one; the pixels are foretold.
+
+    A linear layer foretells them from the last stage. The loss is the mean absolute difference over hidden pixels, in
+    the normalised input's units. The whole map is expected of the stages, since tokens respond where they are hidden,
+    too.
+
+    Args:
+        backbone: of tokens.
+        settings: size of input and patch.
+
+    Raises:
+        TrainingError: the patch is no multiple of the last stage's stride, or the input none of the patch.
+    """
+
+    def __init__(self, backbone: Backbone, settings: PretrainSettings) -> None:
+        super().__init__()
+        check_patch(backbone, settings)
+        first, last = backbone.stage_info[0], backbone.stage_info[-1]
+        self.stride = last.reduction
+        self.token = nn.Parameter(torch.zeros(1, first.channels, 1, 1))
+        nn.init.trunc_normal_(self.token, std=0.02)
+        self.decoder = nn.Conv2d(last.channels, 3 * self.stride**2, 1)
+
+    def forward(
+        self, stages: StageRunner, images: Tensor, labels: Tensor, hidden: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Runs the stages with hidden tokens replaced, and foretells the pixels."""
+        visible = 1 - hidden[:, None].to(torch.float32)
+
+        def replace(stages_done: int, x: Tensor) -> Tensor:
+            if stages_done:
+                return x
+            seen = F.interpolate(visible, x.shape[-2:], mode="nearest").to(x.dtype)
+            return x * seen + self.token.to(x.dtype) * (1 - seen)
+
+        maps = stages(images, replace)
+        foretold = F.pixel_shuffle(self.decoder(maps[-1]).float(), self.stride)
+        return maps, hidden_difference(foretold, images, visible), None
+
+
 class MaskedModelling(Task):
     """SimMIM (Xie et al., arXiv 2111.09886) for convolutional backbones: the hidden patches' pixels are foretold.
 
@@ -122,11 +163,7 @@ class MaskedModelling(Task):
     def __init__(self, backbone: Backbone, settings: PretrainSettings) -> None:
         super().__init__()
         last = backbone.stage_info[-1]
-        if settings.mask_patch % last.reduction or settings.size % settings.mask_patch:
-            raise TrainingError(
-                f"--task simmim: --mask-patch {settings.mask_patch} must be a multiple of the backbone's stride "
-                f"{last.reduction} and divide --size {settings.size}."
-            )
+        check_patch(backbone, settings)
         if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
             raise TrainingError(
                 f"--task simmim hides patches between convolutions, and {settings.model} has none; take --task cls, "
@@ -159,9 +196,30 @@ class MaskedModelling(Task):
         seen = F.interpolate(visible, maps[-1].shape[-2:], mode="nearest")
         filled = maps[-1] + self.token * (1 - seen).to(maps[-1].dtype)
         foretold = F.pixel_shuffle(self.decoder(filled).float(), self.stride)
-        weight = F.interpolate(1 - visible, images.shape[-2:], mode="nearest")
-        difference = (foretold - images.float()).abs() * weight
-        return maps, difference.sum() / (weight.sum() * images.shape[1] + 1e-5), visible
+        return maps, hidden_difference(foretold, images, visible), visible
+
+
+def check_patch(backbone: Backbone, settings: PretrainSettings) -> None:
+    """Raises TrainingError when hidden patches do not fit the backbone's last map, or the input."""
+    stride = backbone.stage_info[-1].reduction
+    if settings.mask_patch % stride or settings.size % settings.mask_patch:
+        raise TrainingError(
+            f"--task simmim: --mask-patch {settings.mask_patch} must be a multiple of the backbone's stride {stride} "
+            f"and divide --size {settings.size}."
+        )
+
+
+def hidden_difference(foretold: Tensor, images: Tensor, visible: Tensor) -> Tensor:
+    """The mean absolute difference over hidden pixels.
+
+    Args:
+        foretold: (B, 3, S, S) float32.
+        images: normalised, of the same shape.
+        visible: (B, 1, P, P), 1 for what can be seen and 0 for the rest.
+    """
+    weight = F.interpolate(1 - visible, images.shape[-2:], mode="nearest")
+    difference = (foretold - images.float()).abs() * weight
+    return difference.sum() / (weight.sum() * images.shape[1] + 1e-5)
 
 
 class MoCo(Task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,12 @@ class Backbone(ZooModule):
         config: the model's configuration.
         stage_info: channels, stride and name of every stage, in order.
         out_indices: which stages' maps :meth:`forward` answers; default the last three (strides 8, 16, 32).
+
+    Attributes:
+        has_tokens: whether the stem's answer is a grid of tokens, of which some can be replaced by another.
     """
+
+    has_tokens: ClassVar[bool] = False
 
     def __init__(
         self, config: ModelConfig, stage_info: Sequence[FeatureInfo], out_indices: Sequence[int] | None = None
@@ -45,7 +50,7 @@ class Backbone(ZooModule):
     @property
     @abstractmethod
     def stages(self) -> tuple[nn.Module, ...]:
-        """The stages in order; ``stages[i]`` makes the map of out index i."""
+        """The stages in order; ``stages[i]`` makes the map of out index i, which :meth:`output_map` hands out."""
 
     @abstractmethod
     def forward_stem(self, x: Tensor) -> Tensor:
@@ -85,16 +90,61 @@ class Backbone(ZooModule):
             x: normalised images, float, (B, 3, H, W).
 
         Returns:
-            one (B, channels, H / reduction, W / reduction) for every entry of :attr:`feature_info`. Stages beyond
-            the last one asked for are not computed.
+            one (B, channels, H / reduction, W / reduction) for every entry of :attr:`feature_info`, sides rounded up.
+            Stages beyond the last one asked for are not computed.
         """
         x = self.forward_stem(x)
         maps = []
         for index, stage in enumerate(self.stages[: self._out_indices[-1] + 1]):
             x = stage(x)
             if index in self._out_indices:
-                maps.append(x)
+                maps.append(self.output_map(index, x))
         return maps
+
+    def output_map(self, index: int, x: Tensor) -> Tensor:
+        """What a stage hands out of what it hands on: the same, or the same behind a norm of its own.
+
+        Args:
+            index: of the stage, from 0.
+            x: what the stage answered, (B, C, H, W).
+        """
+        return x
+
+    def optional_entries(self, used: Sequence[int]) -> dict[str, Tensor]:
+        """What weights may lack when only some maps are wanted.
+
+        Args:
+            used: the stages, from 0, whose maps are wanted.
+
+        Returns:
+            names of :meth:`state_dict`, and the values that change nothing.
+        """
+        return {}
+
+    def set_drop_path(self, rate: float) -> None:
+        """Leaves residual branches out in training, at random, for a share of the images.
+
+        Args:
+            rate: of the last block, 0-1; it rises evenly from the first block's 0.
+
+        Raises:
+            InvalidArgumentError: a rate above 0 for a backbone that has no such blocks.
+        """
+        if rate:
+            raise InvalidArgumentError(
+                f"{self.config.architecture} leaves out no residual branches; set drop_path to 0."
+            )
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Whether a training step computes blocks twice instead of keeping what they computed: less memory, more time.
+
+        Raises:
+            InvalidArgumentError: enabled for a backbone that cannot.
+        """
+        if enabled:
+            raise InvalidArgumentError(
+                f"{self.config.architecture} cannot compute its blocks twice; turn checkpointing off."
+            )
 
     def preprocess(self, source: Any, *, channel_order: ChannelOrder = "rgb") -> Tensor:
         """Reads images as the config says.

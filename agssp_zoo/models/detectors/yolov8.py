@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class YOLOv8(DetectorModule):
         reg_max: bins of the head's distributions.
     """
 
+    family: ClassVar[str] = "yolov8"
     neck: PAFPN
     head: DFLHead
 
@@ -35,11 +37,19 @@ class YOLOv8(DetectorModule):
         self.backbone = backbone
         self.neck = PAFPN(channels, num_bottlenecks)
         self.head = DFLHead(channels, self.num_classes, self.strides, reg_max)
+        self.class_layers = tuple(f"head.cls_branches.{level}.2." for level in range(len(channels)))
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
-        initialize(self)
+        self.backbone.reset_parameters()
+        initialize(self.neck)
+        initialize(self.head)
         self.head.reset_predictions()
+
+    @property
+    def raw_names(self) -> tuple[str, ...]:
+        """Class and box logits of every level."""
+        return tuple(f"{kind}_logits_{stride}" for stride in self.strides for kind in ("class", "box"))
 
     def decode(self, raw: Sequence[RawOutput], input_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Raw outputs -> boxes (B, N, 4) xyxy in input pixels, and scores (B, N, C); see :meth:`DFLHead.decode`."""

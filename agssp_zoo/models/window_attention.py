@@ -1,0 +1,252 @@
+"""Self-attention within windows, plain and shifted (Liu et al., "Swin Transformer", arXiv 2103.14030, section 3.2).
+
+Which token stands where in which window depends on the map's size alone. A :class:`WindowPlan` holds that as lists of
+token numbers, so that padding, shifting and cutting into windows are one gathering of rows, and the way back another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agssp_zoo.models.base import is_capturing
+from agssp_zoo.models.cpu_linear import linear, rows_at_once
+
+APART = -100.0
+"""Added to the logits of two tokens that only the shift brought into one window, as the paper's code does."""
+
+KEPT_PLANS = 8
+"""Input sizes whose plans are kept; more are computed anew."""
+
+
+@dataclass(frozen=True)
+class WindowPart:
+    """Windows of a batch of maps that are attended in one go.
+
+    Attributes:
+        inside: for every place of every window, the row of the batch's tokens (B * H * W, C) that stands there,
+            (windows, N) int64; 0 where none does.
+        outside: where none does, (windows, N, 1) bool; ``None`` if there is no such place.
+        apart: what is added to the logits of two places, (1 or windows, 1, N, N) float32; ``None``: nothing.
+    """
+
+    inside: Tensor
+    outside: Tensor | None
+    apart: Tensor | None
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How a batch of maps of one size is cut into windows.
+
+    Windows that reach over the map's end are filled up with zero tokens, which are attended to like others.
+
+    Attributes:
+        parts: the windows.
+        back: for every token, its place among all places of all parts, (B, H * W) int64.
+    """
+
+    parts: tuple[WindowPart, ...]
+    back: Tensor
+
+    def to(self, device: torch.device) -> WindowPlan:
+        """The same on another device."""
+        parts = []
+        for part in self.parts:
+            outside, apart = (None if t is None else t.to(device) for t in (part.outside, part.apart))
+            parts.append(WindowPart(part.inside.to(device), outside, apart))
+        return WindowPlan(tuple(parts), self.back.to(device))
+
+
+def make_plan(
+    shape: tuple[int, int, int], window: int, shift: int, device: torch.device, largest: int | None = None
+) -> WindowPlan:
+    """Cuts maps into windows.
+
+    A map is filled up to whole windows on the right and at the bottom, then moved up and left by ``shift``, what
+    leaves on one side coming back on the other; also where a single window covers the map, as in mmdet's Swin. Only
+    the windows of the last row and column then hold tokens that are no neighbours. So windows are sorted by what is
+    to be kept apart in them, one matrix a kind, unless a graph is captured.
+
+    Args:
+        shape: number, height and width of the maps.
+        window: side of a window, in tokens.
+        shift: in tokens, 0 or more.
+        device: of the plan.
+        largest: at most about this many places a part; ``None``: any number.
+    """
+    batch, height, width = shape
+    rows, row_region = _axis(height, window, shift, device)
+    columns, column_region = _axis(width, window, shift, device)
+    # (windows down, places down, windows across, places across) -> (windows, places)
+    token = (rows[:, :, None, None] * width + columns).transpose(1, 2).flatten(2).flatten(0, 1)
+    outside = ((rows >= height)[:, :, None, None] | (columns >= width)).transpose(1, 2).flatten(2).flatten(0, 1)
+    region = (row_region[:, :, None, None] * 3 + column_region).transpose(1, 2).flatten(2).flatten(0, 1)
+    token = token + torch.arange(batch, device=device)[:, None, None] * (height * width)
+    apart = torch.where(region[:, None, :, None] == region[:, None, None, :], 0.0, APART) if shift else None
+    if is_capturing():
+        apart = apart.repeat(batch, 1, 1, 1) if apart is not None else None
+        token, outside = token.flatten(0, 1), outside.repeat(batch, 1)
+        parts = (WindowPart(token.masked_fill(outside, 0), outside[..., None], apart),)
+    else:
+        parts, token, outside = _sorted_parts(token, outside, region if shift else region * 0, apart, largest)
+    end = batch * height * width
+    target = token.masked_fill(outside, end).flatten()
+    place = torch.arange(target.shape[0], device=device)
+    back = torch.zeros(end + 1, dtype=torch.int64, device=device).scatter(0, target, place)
+    return WindowPlan(parts, back[:-1].view(batch, height * width))
+
+
+def _sorted_parts(
+    token: Tensor, outside: Tensor, region: Tensor, apart: Tensor | None, largest: int | None
+) -> tuple[tuple[WindowPart, ...], Tensor, Tensor]:
+    """The windows by kind.
+
+    Args:
+        token: (B, windows, N).
+        outside: (windows, N).
+        region: (windows, N).
+        apart: (windows, 1, N, N).
+        largest: see :func:`make_plan`.
+
+    Returns:
+        the parts, and ``token`` and ``outside`` in their order, both (B * windows, N).
+    """
+    parts, tokens, outsides = [], [], []
+    most = max(1, largest // token.shape[2]) if largest else token.shape[0] * token.shape[1]
+    for kind in region[:, -1].unique().tolist():  # the regions of its last place tell what a window is made of
+        chosen = (region[:, -1] == kind).nonzero()[:, 0]
+        own = apart[chosen[:1]] if apart is not None and kind else None
+        windows = token[:, chosen].flatten(0, 1)
+        missing = outside[chosen].repeat(token.shape[0], 1)
+        for some, where in zip(windows.split(most), missing.split(most), strict=True):
+            tokens.append(some)
+            outsides.append(where)
+            parts.append(WindowPart(some.masked_fill(where, 0), where[..., None] if where.any() else None, own))
+    return tuple(parts), torch.cat(tokens), torch.cat(outsides)
+
+
+def _axis(length: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Along one axis, which token stands at each place, and to which of three regions the place belongs.
+
+    Returns:
+        two int64 (windows, window). Tokens from ``length`` on are none. Places of one window are neighbours in the
+        map only if they are of one region.
+    """
+    count = (length + window - 1) // window
+    place = torch.arange(count * window, device=device)
+    token = torch.cat((place[shift:], place[:shift])) if shift else place
+    region = (place >= (count - 1) * window).long() + (place >= count * window - shift).long()
+    return token.view(count, window), region.view(count, window)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention among the tokens of each window, with a learned bias for their relative position.
+
+    Args:
+        channels: of the tokens.
+        heads: number of heads; divides the channels.
+        window: side of a window, in tokens.
+        shift: how far the windows are shifted, in tokens.
+    """
+
+    pairs: Tensor
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.shift = shift
+        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        # On the CPU even inside `with torch.device("meta")`: it is in no weights file.
+        self.register_buffer("pairs", _relative_positions(window), persistent=False)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """Attends.
+
+        Args:
+            x: tokens of a map, (B, H * W, C).
+            plan: of the map's size and this module's window and shift.
+
+        Returns:
+            (B, H * W, C).
+        """
+        batch, length, channels = x.shape
+        rows = x.reshape(batch * length, channels)
+        bias = self.position_bias()
+        parts = [self._attend(rows, part, bias) for part in plan.parts]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return linear(F.embedding(plan.back, out.view(-1, channels)), self.proj.weight, self.proj.bias)
+
+    def _attend(self, rows: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
+        """Rows (B * H * W, C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
+        tokens = F.embedding(part.inside, rows)  # each place takes its row
+        if part.outside is not None:
+            tokens = tokens.masked_fill(part.outside, 0.0)
+        qkv = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        if part.apart is not None:
+            bias = bias + part.apart
+        if is_capturing():  # written out: the tracer mistakes the memory order of the other's answer
+            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.to(q.dtype)
+            out = weights.softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
+        return out.transpose(1, 2).flatten(2)
+
+    def position_bias(self) -> Tensor:
+        """The bias of every pair of places of a window, (1, heads, N, N)."""
+        area = self.window**2
+        return self.bias_table.index_select(0, self.pairs).view(1, area, area, self.heads).permute(0, 3, 1, 2)
+
+
+def _relative_positions(window: int) -> Tensor:
+    """The row of the bias table for every pair of places of a window, (N * N,) int64 on the CPU."""
+    side = torch.arange(window, device="cpu")
+    place = torch.cartesian_prod(side, side)
+    offset = place[:, None] - place[None] + window - 1
+    return (offset[..., 0] * (2 * window - 1) + offset[..., 1]).flatten()
+
+
+class WindowPlans(nn.Module):
+    """The plans of one stage's blocks, kept for the sizes that were seen last.
+
+    Args:
+        window: side of a window, in tokens.
+        channels: of the tokens.
+    """
+
+    def __init__(self, window: int, channels: int) -> None:
+        super().__init__()
+        self.window = window
+        self.largest = rows_at_once(3 * channels)
+        self._kept: dict[tuple[tuple[int, int, int], torch.device], tuple[WindowPlan, WindowPlan]] = {}
+
+    def forward(self, shape: tuple[int, int, int], device: torch.device) -> tuple[WindowPlan, WindowPlan]:
+        """The plans without and with a shift for maps of this number, height and width.
+
+        Inside a graph that is captured, they are made there.
+        """
+        if is_capturing():
+            return self._make(shape, device)
+        key = (shape, device)
+        plans = self._kept.get(key)
+        if plans is None:
+            with torch.inference_mode(False), torch.no_grad():  # for training too, whoever asked first
+                plans = self._make(shape, device)
+            while len(self._kept) >= KEPT_PLANS:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[key] = plans
+        return plans
+
+    def _make(self, shape: tuple[int, int, int], device: torch.device) -> tuple[WindowPlan, WindowPlan]:
+        largest = self.largest if device.type == "cpu" else None
+        # Made on the CPU, so that nobody waits for another device, nor for one without data (meta).
+        where = device if is_capturing() else torch.device("cpu")
+        plain, shifted = (make_plan(shape, self.window, shift, where, largest) for shift in (0, self.window // 2))
+        return (plain, shifted) if where == device else (plain.to(device), shifted.to(device))
