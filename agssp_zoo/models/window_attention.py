@@ -90,7 +90,7 @@ def make_plan(
     if is_capturing():
         apart = apart.repeat(batch, 1, 1, 1) if apart is not None else None
         token, outside = token.flatten(0, 1), outside.repeat(batch, 1)
-        parts = (WindowPart(token.masked_fill(outside, 0), outside[..., None], apart),)
+        parts: tuple[WindowPart, ...] = (WindowPart(token.masked_fill(outside, 0), outside[..., None], apart),)
     else:
         parts, token, outside = _sorted_parts(token, outside, region if shift else region * 0, apart, largest)
     end = batch * height * width
@@ -117,12 +117,12 @@ def _sorted_parts(
     """
     parts, tokens, outsides = [], [], []
     most = max(1, largest // token.shape[2]) if largest else token.shape[0] * token.shape[1]
-    for kind in region[:, -1].unique().tolist():  # the regions of its last place tell what a window is made of
+    for kind in torch.unique(region[:, -1]).tolist():  # the regions of its last place tell what a window is made of
         chosen = (region[:, -1] == kind).nonzero()[:, 0]
         own = apart[chosen[:1]] if apart is not None and kind else None
         windows = token[:, chosen].flatten(0, 1)
         missing = outside[chosen].repeat(token.shape[0], 1)
-        for some, where in zip(windows.split(most), missing.split(most), strict=True):
+        for some, where in zip(torch.split(windows, most), torch.split(missing, most), strict=True):
             tokens.append(some)
             outsides.append(where)
             parts.append(WindowPart(some.masked_fill(where, 0), where[..., None] if where.any() else None, own))
@@ -197,7 +197,8 @@ class WindowAttention(nn.Module):
             out = weights.softmax(-1) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
-        return out.transpose(1, 2).flatten(2)
+        attended: Tensor = out.transpose(1, 2).flatten(2)
+        return attended
 
     def position_bias(self) -> Tensor:
         """The bias of every pair of places of a window, (1, heads, N, N)."""
