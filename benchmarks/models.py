@@ -92,16 +92,18 @@ def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         {"model.safetensors": lambda path: models.save_weights(module, path, config)},
         overwrite=True,
     )
-    export_onnx(ModelFolder.open(folder))
+    engines = ["pytorch"]
+    if getattr(module, "exportable", True):
+        export_onnx(ModelFolder.open(folder), verify=False)
+        engines.append("onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    engines = {"pytorch": _runner(task, folder, "pytorch", pixels), "onnx": _runner(task, folder, "onnx", pixels)}
-    taken = time_in_turns(engines, rounds)
+    taken = time_in_turns({engine: _runner(task, folder, engine, pixels) for engine in engines}, rounds)
     return {
         "task": task,
         "parameters": sum(one.numel() for one in module.parameters()),
         "operations": operations(module),
         "seconds": taken,
-        "bytes": {file: (folder / file).stat().st_size for file in ("model.safetensors", "model.onnx")},
+        "bytes": {file.name: file.stat().st_size for file in (*folder.glob("*.safetensors"), *folder.glob("*.onnx"))},
     }
 
 
@@ -149,12 +151,16 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             f"`{name}`",
             f"{values['parameters'] / 1e6:.1f} M",
             f"{values['operations'] / 1e9:.1f}",
-            *(f"{values['seconds'][engine]:.2f} s" for engine in ("pytorch", "onnx")),
-            *(f"{values['bytes'][file] / 1e6:.0f} MB" for file in ("model.safetensors", "model.onnx")),
+            *(_cell(values["seconds"].get(engine), 1.0, ".2f", "s") for engine in ("pytorch", "onnx")),
+            *(_cell(values["bytes"].get(file), 1e6, ".0f", "MB") for file in ("model.safetensors", "model.onnx")),
             scores.get(PAPER.get(name, ("", "", "")), ""),
         ]
         text += f"| {' | '.join(cells)} |\n"
     return text
+
+
+def _cell(value: float | None, scale: float, form: str, unit: str) -> str:
+    return "" if value is None else f"{value / scale:{form}} {unit}"
 
 
 if __name__ == "__main__":

@@ -65,3 +65,12 @@ def test_the_head_answers_in_onnx_as_in_torch(tmp_path: Path, capfd: pytest.Capt
         assert wanted[1].std() > 0.1
         for one, other in zip(wanted, found, strict=True):
             np.testing.assert_allclose(other, one.numpy(), atol=1e-4)
+
+
+def test_a_whole_dino_says_that_it_cannot_be_exported_yet(tmp_path: Path) -> None:
+    from agssp_zoo.errors import ExportError
+    from agssp_zoo.export import export_onnx
+
+    with pytest.raises(ExportError, match="cannot be written as ONNX yet; run it with the PyTorch engine"):
+        export_onnx(small(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
