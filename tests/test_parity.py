@@ -132,14 +132,16 @@ def test_arrays(converted, module, reference):
         [source[f"{prefix}det_{key}"] for key in ("bboxes", "scores", "labels")]
         for source, prefix in ((converted.recorded, "x/"), (arrays, ""))
     ]
-    names = [name for name in converted.recorded if name.startswith("x/") and name[2:6] not in ("loss", "det_")]
+    # Swin's answers hold equal scores, which may change places: those are matched one to one instead.
+    apart = ("x/loss_", "x/det_") if "swin" in converted.name else ("x/loss_",)
+    names = [name for name in converted.recorded if name.startswith("x/") and not name.startswith(apart)]
     assert len(names) >= 18
     errors = {name: relative_error(as_recorded(name[2:], arrays), converted.recorded[name]) for name in names}
     worst = max(errors, key=errors.get)
     print(f"\n{converted.name}: {len(names)} arrays, worst relative L2 error {errors[worst]:.1e} ({worst})")
     assert int(count[0]) == 300
     assert errors[worst] <= ARRAYS, worst
-    assert match_share(*detections, *DETECTIONS["image_square"][1:]) >= 0.99  # equal scores may change places
+    assert match_share(*detections, *DETECTIONS["image_square"][1:]) >= 0.99
 
 
 def test_training_loss(converted, module, reference):
