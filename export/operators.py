@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import onnxscript
 import torch
-from onnxscript import opset18 as op
 
 from agssp_zoo.models import operators as operators  # registers them with torch
 from agssp_zoo.models.anchors import RATIOS, base_anchors
@@ -14,6 +14,7 @@ from agssp_zoo.models.box_coder import MAX_STRETCH
 
 from .level_operators import flatten_levels, sample_levels
 
+op: Any = onnxscript.opset18  # its own types are too narrow for a graph that is being written
 Value = Any
 """A tensor of the graph that is being written."""
 
@@ -48,7 +49,7 @@ def best_anchors(objectness: Value, deltas: Value, stride: int, most: int) -> tu
     places = [op.Unsqueeze(part, [2]) for part in (op.Mod(cell, width), op.Div(cell, width))]
     corner = op.Mul(op.Cast(op.Concat(*places, axis=2), to=1), op.Constant(value_float=float(stride)))
     # All anchors are centred on the corner, so that their shape alone is looked up.
-    left_top, right_bottom = base_anchors(stride).split(2, dim=1)
+    left_top, right_bottom = base_anchors(stride).chunk(2, dim=1)
     sides = op.Gather(
         op.Constant(value=tensor(right_bottom - left_top)), op.Mod(index, op.Constant(value_int=shapes)), axis=0
     )

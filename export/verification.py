@@ -191,8 +191,8 @@ def _in_one_order(
                 near[:, first] = False
     if len(pairs) < SAME_ROWS * total:
         raise ExportError(f"The file's proposals differ from PyTorch's on {where}: {total - len(pairs)} of {total}.")
-    image, mine, theirs = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
-    return [array[image, mine] for array in expected], [array[image, theirs] for array in found[: len(ends)]]
+    images, ours, files = np.array(pairs, np.int64).reshape(-1, 3).T
+    return [array[images, ours] for array in expected], [array[images, files] for array in found[: len(ends)]]
 
 
 def _compare(name: str, expected: Array, found: Array, where: str) -> None:

@@ -36,8 +36,8 @@ def encode(boxes: Tensor, references: Tensor, std: Sequence[float] = PLAIN) -> T
 
 def decode(deltas: Tensor, references: Tensor, std: Sequence[float] = PLAIN) -> Tensor:
     """The boxes that deltas make of references; all of (..., 4), broadcasting. In float32."""
-    shift, stretch = (deltas.float() * torch.tensor(std, device=deltas.device)).split(2, dim=-1)
-    top_left, bottom_right = references.split(2, dim=-1)
+    shift, stretch = (deltas.float() * torch.tensor(std, device=deltas.device)).chunk(2, dim=-1)
+    top_left, bottom_right = references.chunk(2, dim=-1)
     sides = bottom_right - top_left
     centre = (top_left + bottom_right) * 0.5 + sides * shift
     half = 0.5 * sides * stretch.clamp(-MAX_STRETCH, MAX_STRETCH).exp()
