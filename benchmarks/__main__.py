@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Figure, single_threaded, to_json, use_one_core, versions
+from benchmarks.common import ROOT, Figure, single_threaded, to_json, use_one_core, versions, write_between
 
 BENCHMARKS = {
     "import": "startup:import_package",
@@ -113,9 +113,7 @@ def _write_table(results: dict[str, Any]) -> None:
         "",
         "Measured " + newest["measured"] + ": " + ", ".join(f"{k} {v}" for k, v in newest["versions"].items()) + ".",
     ]
-    before, _, rest = README.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+    write_between(README, BEGIN, END, "\n".join(lines))
 
 
 if __name__ == "__main__":

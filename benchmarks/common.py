@@ -244,6 +244,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts text between two marks of a page, in place of what stands there."""
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
 def to_json(figures: Sequence[Figure]) -> str:
     """Figures as one line of JSON."""
     return json.dumps([vars(figure) for figure in figures])

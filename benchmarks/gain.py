@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, write_between
 from benchmarks.gain_arms import ARMS, MAIN, POOL, STAGES
 
 DOCS = ROOT / "docs" / "results.md"
@@ -107,9 +107,7 @@ def main() -> int:
     text = tables(places.out)
     print(text)
     if args.write:
-        page = DOCS.read_text()
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        DOCS.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        write_between(DOCS, BEGIN, END, f"\n{text}")
     return 0
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs" / "anomaly-maps.md"
+from benchmarks.common import ROOT, write_between
+
+DOCS = ROOT / "docs" / "anomaly-maps.md"
 BEGIN, END = "<!-- begin of the tables -->", "<!-- end of the tables -->"
 COLUMNS = {
     "pixel_auroc": "pixel AUROC",
@@ -79,9 +81,7 @@ def main() -> int:
     text = tables(found)
     print(text)
     if args.write:
-        page = DOCS.read_text()
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        DOCS.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        write_between(DOCS, BEGIN, END, f"\n{text}")
     return 0
 
 

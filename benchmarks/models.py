@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import ROOT, WORK, single_threaded, time_in_turns, use_one_core
+from benchmarks.common import ROOT, WORK, single_threaded, time_in_turns, use_one_core, write_between
 from benchmarks.reproduce import ROWS
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ def main() -> int:
     text = table(found)
     print(text)
     if args.write:
-        page = DOCS.read_text()
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        DOCS.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        write_between(DOCS, BEGIN, END, f"\n{text}")
     return 0
 
 

@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from loss_targets import targets_of  # noqa: E402
+
 from agssp_zoo import models  # noqa: E402
 from agssp_zoo.models import Targets  # noqa: E402
 from agssp_zoo.models.deformable_attention import DeformableAttention, gather_points, sample_points  # noqa: E402
@@ -34,18 +36,6 @@ def small(names: tuple[str, ...] = NAMES, *, lively: bool = True, **options: obj
                 classes.weight.normal_(0, 0.3)
                 box[4].weight.normal_(0, 0.2)
     return module.eval()
-
-
-def targets_of(*images: list[list[float]]) -> Targets:
-    """Rows label, x1, y1, x2, y2 of every image."""
-    most = max(map(len, images))
-    rows = torch.zeros(len(images), most, 5)
-    mask = torch.zeros(len(images), most, dtype=torch.bool)
-    for i, image in enumerate(images):
-        if image:
-            rows[i, : len(image)] = torch.tensor(image)
-            mask[i, : len(image)] = True
-    return Targets(rows[..., 0].long(), rows[..., 1:], mask)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

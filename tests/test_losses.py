@@ -11,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from loss_targets import targets_of  # noqa: E402
+
 from agssp_zoo.training.losses import (  # noqa: E402
     DetectionLoss,
     Targets,
@@ -145,18 +147,6 @@ def raw_output(batch: int, classes: int, seed: int = 0) -> list[tuple[torch.Tens
         )
         for s in sizes
     ]
-
-
-def targets_of(*images: list[list[float]]) -> Targets:
-    """Rows label, x1, y1, x2, y2 of every image."""
-    most = max(map(len, images))
-    rows = torch.zeros(len(images), most, 5)
-    mask = torch.zeros(len(images), most, dtype=torch.bool)
-    for i, image in enumerate(images):
-        if image:
-            rows[i, : len(image)] = torch.tensor(image)
-            mask[i, : len(image)] = True
-    return Targets(rows[..., 0].long(), rows[..., 1:], mask)
 
 
 def test_loss_has_gradients_and_bears_empty_images() -> None:

@@ -7,7 +7,6 @@ like a real checkpoint. Run with ``-s`` to see the figures that are reached.
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +38,6 @@ DETECTIONS = {"image_square": (0.99, 0.5, 1e-3), "image_big": (0.95, 1.0, 5e-3),
 """Image -> share of detections to be matched one to one, and how far (pixels of a side, score) a match may lie."""
 RESNET_RESIZED = (0.90, 2.0, 2e-2)
 """The same for yolov8_resnet50 on the two images that are resized: its stand-in weights are the more sensitive."""
-
-LONG = {("yolov8_swin_b", "onnx"), ("yolov8_swin_b_simmim", "pytorch"), ("yolov8_swin_b_simmim", "onnx")}
-"""What takes long and runs only where ``AGSSP_TEST_LONG`` is set; tests/test_swin.py exports a small Swin always."""
 
 RECORDED_CONF = 0.001
 """The score threshold of the recorded detections."""
@@ -178,8 +174,6 @@ def match_share(want, got, pixels, score):
 def test_detections(converted, engine):
     from agssp_zoo.detector import load_detector
 
-    if (converted.name, engine) in LONG and not os.environ.get("AGSSP_TEST_LONG"):
-        pytest.skip("takes a minute; set AGSSP_TEST_LONG")
     if engine == "onnx":
         pytest.importorskip("onnxscript")
         from agssp_zoo.export import export_onnx

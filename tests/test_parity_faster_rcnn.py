@@ -6,7 +6,6 @@ Run with ``-s`` to see the figures that are reached. The weights are stand-ins, 
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from agssp_zoo.models.roi_pooling import pool_regions  # noqa: E402
 pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="needs the recorded answers of the authors' code")
 
 MODEL = "faster_rcnn_swin_b"
-LONG = pytest.mark.skipif(not os.environ.get("AGSSP_TEST_LONG"), reason="takes a minute; set AGSSP_TEST_LONG")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,7 @@ def test_inputs(module, recorded, image):
     assert relative_error([values.sum(), np.square(values).sum()], mine["input_checksum"]) <= ARRAYS
 
 
-@pytest.mark.parametrize("engine", ["pytorch", pytest.param("onnx", marks=LONG)])
+@pytest.mark.parametrize("engine", ["pytorch", "onnx"])
 def test_detections(folder, recorded, engine):
     from agssp_zoo.detector import load_detector
 

@@ -48,9 +48,9 @@ class Backbone(ZooModule):
         """What comes before the first stage."""
 
     @property
-    @abstractmethod
     def stages(self) -> tuple[nn.Module, ...]:
         """The stages in order; ``stages[i]`` makes the map of out index i, which :meth:`output_map` hands out."""
+        return tuple(self.get_submodule(info.name) for info in self.stage_info)
 
     @abstractmethod
     def forward_stem(self, x: Tensor) -> Tensor:

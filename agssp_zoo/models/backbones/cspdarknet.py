@@ -53,11 +53,6 @@ class CSPDarknet(Backbone):
         """The first convolution."""
         return (self.stem,)
 
-    @property
-    def stages(self) -> tuple[nn.Module, ...]:
-        """``stage1`` to ``stage4``."""
-        return tuple(self.get_submodule(info.name) for info in self.stage_info)
-
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 2, W / 2)."""
         out: Tensor = self.stem(x)

@@ -93,11 +93,6 @@ class ResNet(Backbone):
         """The first convolution and its BatchNorm."""
         return (self.conv1, self.bn1)
 
-    @property
-    def stages(self) -> tuple[nn.Module, ...]:
-        """``layer1`` to ``layer4``."""
-        return tuple(self.get_submodule(info.name) for info in self.stage_info)
-
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 64, H / 4, W / 4)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

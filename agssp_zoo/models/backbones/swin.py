@@ -195,11 +195,6 @@ class Swin(Backbone):
         """The patches' embedding."""
         return (self.stem,)
 
-    @property
-    def stages(self) -> tuple[nn.Module, ...]:
-        """``stage1`` to ``stage4``."""
-        return tuple(self.get_submodule(info.name) for info in self.stage_info)
-
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, ceil(H / 4), ceil(W / 4))."""
         out: Tensor = self.stem(x)
