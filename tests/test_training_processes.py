@@ -50,7 +50,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
 
 
 def start_pair(**settings: object) -> list[subprocess.Popen[str]]:
-    """The same two processes with nobody over them: a launcher ends the second as soon as it sees the first one fail."""
+    """The same two processes with nobody over them: a launcher ends the other as soon as it sees one of them fail."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
