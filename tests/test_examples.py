@@ -273,6 +273,7 @@ def test_the_page_says_what_is_wrong(
 ) -> None:
     page("nothing.onnx")
     assert "There is no nothing.onnx beside this page" in browser.run("return document.body.innerText")
+    assert browser.run("return document.getElementById('copy').offsetParent === null"), "there is nothing to copy"
     assert "no model yet" in drop(browser, f"images/{images[0].name}", "a.png")
     assert "no ONNX file" in drop(browser, "", "a.onnx", "text, not a model")
     assert "6 classes" in drop(browser, "cards/model.onnx", "model.onnx")
