@@ -1,6 +1,7 @@
 # make demo   installs the base package into .venv and detects defects on drawn steel (IMAGES=dir: on your images)
 # make test   installs everything the tests need and runs them all
 # make lint   ruff, and mypy --strict on an installed copy
+# make examples-deps   what the tests of examples/ need beyond Python (Debian packages when run as root, npm packages)
 # make bench  the figures of benchmarks/README.md (ONLY=name: one of them)
 
 PYTHON ?= python3
@@ -10,8 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 IMAGES ?=
 ONLY ?=
 TESTS ?= tests
+DEBIAN_PACKAGES := chromium chromium-driver cmake g++ libpng-dev nlohmann-json3-dev
+NPM_CI := npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench wheel examples-deps clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +47,20 @@ lint: $(VENV)/.full
 
 bench: $(VENV)/.full
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+# Without them `make test` skips those tests and says so; EXAMPLES_REQUIRED=1 makes that a failure.
+examples-deps: $(VENV)/.full
+	@if ! dpkg -s $(DEBIAN_PACKAGES) >/dev/null 2>&1; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES) >/dev/null; \
+		else \
+			echo "not root on Debian; install yourself: $(DEBIAN_PACKAGES)"; \
+		fi; \
+	fi
+	PYTHON=$(abspath $(BIN))/python examples/cpp/get_onnxruntime.sh
+	cd examples/node && $(NPM_CI)
+	cd examples/web && $(NPM_CI)
 
 wheel: $(VENV)/.full
 	rm -rf build/lib dist

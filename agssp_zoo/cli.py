@@ -30,6 +30,7 @@ COMMANDS = {
     "pack": ("agssp_zoo.training.data.pack_cli", "pack a data set into shards"),
     "prepare-data": ("agssp_zoo.training.data.prepare_cli", "make one pool of the data sets below a folder"),
     "val": ("agssp_zoo.training.evaluation.cli", "measure a detector on a data set"),
+    "thresholds": ("agssp_zoo.commands.thresholds", "give the classes of a model score thresholds of their own"),
     "finetune": ("agssp_zoo.training.finetune", "train a detector on your own data"),
     "anomaly-maps": ("agssp_zoo.training.anomaly.maps_cli", "make anomaly maps of unlabelled images"),
     "prompts": ("agssp_zoo.training.anomaly.prompts_cli", "list and check the descriptions that maps by text use"),

@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -81,6 +81,8 @@ class Postprocess:
 
     Attributes:
         conf: detections with a score at or below this are dropped.
+        class_conf: class name -> the threshold that stands in ``conf``'s place for detections of that class; mostly
+            written by ``agssp-zoo thresholds``.
         iou: boxes of one class overlapping a better one by more than this IoU are dropped (class-wise NMS).
         max_det: at most this many detections an image, the best ones.
         max_candidates: at most this many candidates, the best ones, enter NMS.
@@ -92,14 +94,24 @@ class Postprocess:
     max_det: int = 300
     max_candidates: int = 30000
     multi_label: bool = True
+    class_conf: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("conf", "iou"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"postprocess.{name} is {getattr(self, name)}; it must lie in 0-1.")
+        for name, value in self.class_conf.items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"postprocess.class_conf: the threshold of {name!r} is {value}; it must lie in 0-1.")
         for name in ("max_det", "max_candidates"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"postprocess.{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def thresholds(self, class_names: Sequence[str]) -> tuple[float, ...]:
+        """The score threshold of every class in label order, or the one threshold of all where no class has its own."""
+        if not self.class_conf:
+            return (self.conf,)
+        return tuple(self.class_conf.get(name, self.conf) for name in class_names)
 
 
 @dataclass(frozen=True)
@@ -136,14 +148,26 @@ class ModelConfig:
                 object.__setattr__(self, "postprocess", Postprocess())
         if len(set(self.class_names)) != len(self.class_names):
             raise ConfigError(f"{self.name}: class_names holds a name twice: {list(self.class_names)}.")
+        for name in self.postprocess.class_conf if self.postprocess else ():
+            if name not in self.class_names:
+                close = difflib.get_close_matches(name, self.class_names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(self.class_names)}."
+                raise ConfigError(f"{self.name}: postprocess.class_conf names no class of the model: {name!r}; {hint}")
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain dict that JSON holds, ``schema_version`` first; tuples are lists."""
+        """The plain dict that JSON holds, ``schema_version`` first; tuples are lists.
+
+        ``postprocess.class_conf`` stands there only when a class has a threshold of its own. So files without any stay
+        readable to every version of schema 1, and a version that does not know the key refuses a file with it by name,
+        as it must: it would run with other thresholds than those that were measured.
+        """
         plain = _plain(self)
+        if plain["postprocess"] and not plain["postprocess"]["class_conf"]:
+            del plain["postprocess"]["class_conf"]
         return {"schema_version": plain.pop("schema_version"), **plain}
 
     def to_json(self) -> str:
@@ -241,6 +265,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; choose one of {', '.join(map(repr, args))}.")
         return value
     if origin in (typing.Union, UnionType):
+        if isinstance(value, Mapping):  # so that the message is about what is wrong inside
+            for option in args:
+                if dataclasses.is_dataclass(option):
+                    return _convert(value, option, where)
         for option in args:
             try:
                 return _convert(value, option, where)

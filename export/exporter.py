@@ -42,8 +42,9 @@ def export_onnx(
 
     * detector: ``boxes`` float32 (batch, max_det, 4) xyxy in input pixels, ``scores`` float32 (batch, max_det) falling,
       ``labels`` int64 (batch, max_det), ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
-      The optional inputs ``conf_threshold`` and ``iou_threshold``, float32 (1,), default to the config's values (ONNX
-      Runtime mentions such inputs in its log when it opens the file; a log level of 3 silences it).
+      The optional inputs ``conf_threshold``, float32 (1,) for all classes or (classes,), one each, and
+      ``iou_threshold``, float32 (1,), default to the config's values (ONNX Runtime mentions such inputs in its log when
+      it opens the file; a log level of 3 silences it).
       Where padding follows normalising (Faster R-CNN, DINO), so is ``sizes`` int64 (batch, 2): the valid height and
       width of each image, from its top left corner; one row stands for all images, the default is all of them.
     * detector with ``raw``: the raw outputs, named as in its ``raw_names``. For YOLOv8 these are, for every level of
@@ -172,9 +173,10 @@ def _with_selection(network: onnx.ModelProto, config: ModelConfig) -> onnx.Model
         io_map=[("network/boxes", "all_boxes"), ("network/scores", "all_scores")],
         outputs=[output.name for output in selection.graph.output],
     )
-    for name, value in (("conf_threshold", settings.conf), ("iou_threshold", settings.iou)):
+    defaults = {"conf_threshold": settings.thresholds(config.class_names), "iou_threshold": (settings.iou,)}
+    for name, values in defaults.items():
         # An initialiser that is also a graph input: a default that a caller may override.
-        merged.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [1], [value]))
+        merged.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [len(values)], values))
     return merged
 
 

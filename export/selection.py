@@ -8,6 +8,10 @@ NMS is greedy: a box only ever loses to a better one. So the survivors among the
 all of them, and once ``max_det`` boxes survive, no worse candidate can change the answer. The graph therefore tries
 the best thousand candidates, and only while that is not enough eight times as many. Boxes of different classes
 are kept apart by NonMaxSuppression's class axis, not by shifting coordinates, which would cost float32 precision.
+
+A score must lie above the threshold of its class before anything else happens: what lies below takes no candidate's
+place and none of the ``max_det`` places from a class whose threshold is lower. Suppression works within a class, where
+what lies below the threshold is worse than all that lies above it, so dropping it first changes nothing else.
 """
 
 from __future__ import annotations
@@ -25,10 +29,16 @@ GROWTH = 8
 """How many times as many every further attempt takes: the second covers the 8400 places of a 640x640 input."""
 
 _MULTI_LABEL = """
-  candidates = Reshape (all_scores, rows)"""
+  above = Greater (all_scores, conf_threshold)
+  passing = Where (above, all_scores, none)
+  candidates = Reshape (passing, rows)"""
 _BEST_LABEL = """
-  candidates = ReduceMax <keepdims = 0> (all_scores, last)
-  best_class = ArgMax <axis = 2, keepdims = 0> (all_scores)"""
+  best_score = ReduceMax <keepdims = 0> (all_scores, last)
+  best_class = ArgMax <axis = 2, keepdims = 0> (all_scores)
+  class_threshold = Expand (conf_threshold, class_number)
+  its_threshold = Gather (class_threshold, best_class)
+  above = Greater (best_score, its_threshold)
+  candidates = Where (above, best_score, none)"""
 _MULTI_LABEL_OF = """
       anchor = Div (index, classes)
       label = Mod (index, classes)"""
@@ -45,14 +55,14 @@ _BOX_OF_CLASS = """
 _GRAPH = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
 selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, classes] all_scores,
-           float[1] conf_threshold, float[1] iou_threshold)
+           float[one_or_classes] conf_threshold, float[1] iou_threshold)
   => (float[batch, {max_det}, 4] boxes, float[batch, {max_det}] scores, int64[batch, {max_det}] labels,
       int64[batch] count)
 <
   int64[1] max_det = {{{max_det}}}, int64[1] first = {{{first}}}, int64[1] growth = {{{growth}}},
   int64[1] limit = {{{max_candidates}}}, int64 rounds = {{{rounds}}}, bool yes = {{1}},
   int64[2] rows = {{0, -1}}, int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[1] minus_one = {{-1}},
-  int64[2] image_and_place = {{0, 2}}, int64[3] across = {{1, {classes}, 1}},
+  int64[2] image_and_place = {{0, 2}}, int64[3] across = {{1, {classes}, 1}}, int64[1] class_number = {{{classes}}},
   int64[{classes}] class_range = {{{range}}},
   int64[1] four = {{4}}, int64[3] box_rows = {{0, -1, 4}}, float[1] none = {{-1}}, float[1] zero = {{0}}
 >
@@ -60,7 +70,7 @@ selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, c
   classes = Shape <start = 2, end = 3> (all_scores)
   boxes_flat = Reshape (all_boxes, box_rows)
   batch_size = Shape <start = 0, end = 1> (all_scores)
-  present = Greater (candidates, conf_threshold)
+  present = GreaterOrEqual (candidates, zero)
   present_number = Cast <to = 7> (present)
   wanted = ReduceSum <keepdims = 0> (present_number, one)
   total = Shape <start = 1, end = 2> (candidates)
@@ -89,7 +99,7 @@ selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, c
       of_class = Equal (label_row, by_class)
       value_row = Unsqueeze (value, one)
       class_value = Where (of_class, value_row, none)
-      survivors = NonMaxSuppression (box, class_value, max_det, iou_threshold, conf_threshold)
+      survivors = NonMaxSuppression (box, class_value, max_det, iou_threshold, zero)
       place = Gather <axis = 1> (survivors, image_and_place)
       place_value = GatherND (value, place)
       value_shape = Shape (value)
@@ -140,9 +150,10 @@ def selection_model(
 
     Returns:
         A model with the inputs ``all_boxes`` float32 (batch, anchors, 4), or (batch, anchors, C, 4), xyxy,
-        ``all_scores`` float32 (batch, anchors, C), ``conf_threshold`` and ``iou_threshold`` float32 (1,), and the
-        outputs ``boxes`` float32 (batch, max_det, 4), ``scores`` float32 (batch, max_det), best first, ``labels`` int64
-        (batch, max_det) and ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
+        ``all_scores`` float32 (batch, anchors, C), ``conf_threshold`` float32 (1,) or (C,), ``iou_threshold`` float32
+        (1,), and the outputs ``boxes`` float32 (batch, max_det, 4), ``scores`` float32 (batch, max_det), best first,
+        ``labels`` int64 (batch, max_det) and ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0,
+        labels -1.
     """
     import onnx.parser
 

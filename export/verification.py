@@ -69,7 +69,7 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
             names = ["network/" + name for name in names]
             model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
             defaults = {
-                tensor.name: onnx.numpy_helper.to_array(tensor).item()
+                tensor.name: tuple(onnx.numpy_helper.to_array(tensor).ravel().tolist())
                 for tensor in model.graph.initializer
                 if tensor.name in ("conf_threshold", "iou_threshold")
             }
@@ -81,9 +81,9 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
     except Exception as error:  # both raise errors of their own kinds
         raise ExportError(f"{path.name}: not a valid ONNX file: {error}") from error
     if detects:
-        for name, value in _thresholds(module.config).items():
-            if defaults.get(name) != np.float32(value):
-                raise ExportError(f"{path.name}: {name} is {defaults.get(name)}, but the config says {value}.")
+        for name, values in _thresholds(module.config).items():
+            if defaults.get(name) != tuple(np.array(values, np.float32).tolist()):
+                raise ExportError(f"{path.name}: {name} is {defaults.get(name)}, but the config says {values}.")
     network = FromImages(module, raw=raw)
     inputs = [(f"{kind} of {'x'.join(map(str, size))}", images) for size in SIZES for kind, images in _inputs(size)]
     for (where, images), candidates in zip(inputs, itertools.cycle(CANDIDATES), strict=False):
@@ -98,7 +98,7 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
             thresholds = _thresholds(module.config)
             if candidates is not None:
                 thresholds = _other_thresholds(expected[1], candidates)
-                feeds |= {name: np.array([value], np.float32) for name, value in thresholds.items()}
+                feeds |= {name: np.array(values, np.float32) for name, values in thresholds.items()}
         try:
             found = session.run(wanted, feeds)
         except Exception as error:  # ONNX Runtime's errors have no base of their own
@@ -110,21 +110,24 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
             _compare_detections(module.config, thresholds, boxes, scores, detections, where)
 
 
-def _thresholds(config: ModelConfig) -> dict[str, float]:
+def _thresholds(config: ModelConfig) -> dict[str, tuple[float, ...]]:
     """The thresholds that a file has when its caller gives none."""
     settings = _postprocess(config)
-    return {"conf_threshold": settings.conf, "iou_threshold": settings.iou}
+    return {"conf_threshold": settings.thresholds(config.class_names), "iou_threshold": (settings.iou,)}
 
 
-def _other_thresholds(scores: Array, candidates: int) -> dict[str, float]:
-    """Thresholds that let about so many candidates of an image through."""
+def _other_thresholds(scores: Array, candidates: int) -> dict[str, tuple[float, ...]]:
+    """Thresholds, another one for each class, of which the lowest lets about so many candidates of an image through."""
     ranked = np.sort(scores.reshape(len(scores), -1), axis=1)[:, ::-1]
-    return {"conf_threshold": float(ranked[:, min(candidates, ranked.shape[1] - 1)].max()), "iou_threshold": 0.53}
+    lowest = float(ranked[:, min(candidates, ranked.shape[1] - 1)].max())
+    classes = scores.shape[-1]
+    steps = (lowest + (1 - lowest) * 0.1 * ((i + 1) % classes) / classes for i in range(classes))
+    return {"conf_threshold": tuple(np.array(list(steps), np.float32).tolist()), "iou_threshold": (0.53,)}
 
 
 def _compare_detections(
     config: ModelConfig,
-    thresholds: dict[str, float],
+    thresholds: dict[str, tuple[float, ...]],
     boxes: Array,
     scores: Array,
     detections: Sequence[Array],
@@ -136,7 +139,7 @@ def _compare_detections(
         torch.from_numpy(boxes),
         torch.from_numpy(scores),
         conf=thresholds["conf_threshold"],
-        iou=thresholds["iou_threshold"],
+        iou=thresholds["iou_threshold"][0],
         max_det=settings.max_det,
         max_candidates=settings.max_candidates,
         multi_label=settings.multi_label,

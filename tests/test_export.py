@@ -159,7 +159,10 @@ def test_file_keeps_the_contract(exported, session, detector):
     assert (images.name, images.type) == ("images", "tensor(uint8)")
     assert images.shape == ["batch", "height", "width", 3]
     thresholds = {entry.name: (entry.type, entry.shape) for entry in session.get_overridable_initializers()}
-    assert thresholds == {name: ("tensor(float)", [1]) for name in ("conf_threshold", "iou_threshold")}
+    assert thresholds == {
+        "conf_threshold": ("tensor(float)", ["one_or_classes"]),
+        "iou_threshold": ("tensor(float)", [1]),
+    }
     outputs = [(entry.name, entry.type, entry.shape) for entry in session.get_outputs()]
     assert outputs == [
         ("boxes", "tensor(float)", ["batch", 300, 4]),

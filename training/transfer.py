@@ -71,6 +71,9 @@ def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str
     if backbone is not None:
         config = _with_options(config, backbone.config, drawn=folder is None or settings.weights == "none")
     old_names = config.class_names
+    if config.postprocess is not None and config.postprocess.class_conf:
+        # They were measured with the weights that training is about to change.
+        config = config.replace(postprocess=dataclasses.replace(config.postprocess, class_conf={}))
     config = config.replace(
         name=f"{config.architecture}.{tag}",
         class_names=names,

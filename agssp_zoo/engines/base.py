@@ -69,7 +69,8 @@ class Engine(Protocol):
 
         Args:
             images: (B, H, W, 3) uint8 RGB canvases, sides multiples of the config's stride.
-            conf: score threshold; ``None`` takes the config's, as below.
+            conf: score threshold of all classes; ``None`` takes the config's, as below, which may differ from class to
+                class.
             iou: of the suppression.
             max_det: most detections an image; at most ``self.max_det``. An engine may answer more, best first.
             sizes: (B, 2) valid (height, width) of each canvas, for models that pad after normalising.
@@ -78,6 +79,25 @@ class Engine(Protocol):
             EngineError: the network cannot be run.
         """
         ...
+
+
+def score_thresholds(config: ModelConfig, conf: float | None) -> tuple[float, ...]:
+    """The thresholds to run with: one for all classes, or one for each in label order.
+
+    Every engine drops by them before anything else, so that what lies below takes no place among ``max_det``.
+
+    Args:
+        config: the model's.
+        conf: what the caller wants for all classes; ``None``: the config's own.
+
+    Raises:
+        EngineError: the config has no postprocess.
+    """
+    if conf is not None:
+        return (conf,)
+    if config.postprocess is None:
+        raise EngineError(f"{config.name} has no postprocess in its config.json.")
+    return config.postprocess.thresholds(config.class_names)
 
 
 def load_engine(

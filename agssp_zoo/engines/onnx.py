@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from agssp_zoo.config import ModelConfig
-from agssp_zoo.engines.base import Provider, RawDetections
+from agssp_zoo.engines.base import Provider, RawDetections, score_thresholds
 from agssp_zoo.errors import EngineError, InvalidArgumentError
 
 CONTRACT_VERSION = 1
@@ -111,6 +111,11 @@ class OnnxEngine:
             raise EngineError(f"{model.path} has not the inputs and outputs of a detector; export it again.")
         most = outputs["scores"][1]
         self.max_det: int | None = most if isinstance(most, int) else None
+        if self.config.postprocess and self.config.postprocess.class_conf and not takes_class_thresholds(model.session):
+            raise EngineError(
+                f"{model.path} takes one score threshold for all classes, but the config has some of their own "
+                "(postprocess.class_conf); export it again with `agssp-zoo export`."
+            )
 
     @classmethod
     def load(
@@ -134,19 +139,25 @@ class OnnxEngine:
         sizes: NDArray[np.int64] | None = None,
     ) -> RawDetections:
         """See :meth:`agssp_zoo.engines.base.Engine.run`; ``max_det`` is fixed in the file, so more are answered."""
-        feeds: dict[str, NDArray[Any]] = {"images": images}
         settings = self.config.postprocess
         # The folder's config may say otherwise than the file, whose defaults are those of its export.
-        for name, value in (
-            ("conf_threshold", settings.conf if conf is None and settings else conf),
-            ("iou_threshold", settings.iou if iou is None and settings else iou),
-        ):
-            if value is not None:
-                feeds[name] = np.array([value], np.float32)
+        feeds: dict[str, NDArray[Any]] = {
+            "images": images,
+            "conf_threshold": np.array(score_thresholds(self.config, conf), np.float32),
+        }
+        overlap = settings.iou if iou is None and settings else iou
+        if overlap is not None:
+            feeds["iou_threshold"] = np.array([overlap], np.float32)
         if "sizes" in self.inputs and sizes is not None:
             feeds["sizes"] = sizes
         boxes, scores, labels, count = self.model.run(feeds, ("boxes", "scores", "labels", "count"))
         return RawDetections(boxes, scores, labels, count)
+
+
+def takes_class_thresholds(session: Any) -> bool:
+    """Whether a detector's ``conf_threshold`` may hold a number for every class; older exports have one for all."""
+    shapes = [entry.shape for entry in session.get_overridable_initializers() if entry.name == "conf_threshold"]
+    return shapes not in ([], [[1]])
 
 
 def provider_for(device: str) -> Provider:

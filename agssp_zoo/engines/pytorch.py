@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agssp_zoo.engines.base import WEIGHTS_FILE, RawDetections
+from agssp_zoo.engines.base import WEIGHTS_FILE, RawDetections, score_thresholds
 from agssp_zoo.errors import EngineError
 from agssp_zoo.models import DetectorModule, load, select_detections
 
@@ -74,7 +74,7 @@ class PyTorchEngine:
                 found = select_detections(
                     boxes,
                     scores,
-                    conf=settings.conf if conf is None else conf,
+                    conf=score_thresholds(self.config, conf),
                     iou=settings.iou if iou is None else iou,
                     max_det=settings.max_det if max_det is None else max_det,
                     max_candidates=settings.max_candidates,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ def select_detections(
     boxes: Tensor,
     scores: Tensor,
     *,
-    conf: float,
+    conf: float | Sequence[float],
     iou: float,
     max_det: int,
     max_candidates: int,
@@ -22,23 +24,24 @@ def select_detections(
     Args:
         boxes: (B, N, 4) xyxy, in pixels; or (B, N, C, 4), a box for each class.
         scores: (B, N, C), in 0-1.
-        conf: only scores above this.
+        conf: only scores above this; or C numbers, one a class. What lies below takes no place.
         iou: of two boxes of one class that overlap by more than this IoU, the better one stays.
         max_det: at most this many detections an image.
         max_candidates: at most this many candidates, the best, enter the suppression.
-        multi_label: every class of a box is a candidate of its own; else only the best class is.
+        multi_label: every class of a box is a candidate of its own; else only its best class is, above or not.
 
     Returns:
         boxes (B, max_det, 4), scores (B, max_det), labels int64 (B, max_det) and count int64 (B,); sorted by score,
         the entries from count on are zero, their labels -1.
     """
     batch = boxes.shape[0]
+    thresholds = torch.as_tensor(conf, dtype=scores.dtype, device=scores.device).reshape(-1).expand(scores.shape[2])
     out_boxes = boxes.new_zeros((batch, max_det, 4))
     out_scores = scores.new_zeros((batch, max_det))
     out_labels = torch.full((batch, max_det), -1, dtype=torch.int64, device=boxes.device)
     count = torch.zeros(batch, dtype=torch.int64, device=boxes.device)
     for i in range(batch):
-        chosen = _select(boxes[i], scores[i], conf, iou, max_det, max_candidates, multi_label)
+        chosen = _select(boxes[i], scores[i], thresholds, iou, max_det, max_candidates, multi_label)
         number = len(chosen[1])
         out_boxes[i, :number], out_scores[i, :number], out_labels[i, :number] = chosen
         count[i] = number
@@ -46,19 +49,18 @@ def select_detections(
 
 
 def _select(
-    boxes: Tensor, scores: Tensor, conf: float, iou: float, max_det: int, max_candidates: int, multi_label: bool
+    boxes: Tensor, scores: Tensor, thresholds: Tensor, iou: float, max_det: int, max_candidates: int, multi_label: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`select_detections` of one image: boxes, scores and labels of the kept ones."""
+    """:func:`select_detections` of one image, with (C,) thresholds: boxes, scores and labels of the kept ones."""
     num_classes = scores.shape[1]
     boxes_a_row = boxes.shape[1] if boxes.ndim == 3 else 1
     boxes = boxes.reshape(-1, 4)
     if multi_label and num_classes > 1:
-        flat = scores.reshape(-1)
-        candidates = (flat > conf).nonzero()[:, 0]
-        values = flat[candidates]
+        candidates = (scores > thresholds).reshape(-1).nonzero()[:, 0]
+        values = scores.reshape(-1)[candidates]
     else:
         best, best_labels = scores.max(dim=1)
-        candidates = (best > conf).nonzero()[:, 0]
+        candidates = (best > thresholds[best_labels]).nonzero()[:, 0]
         values = best[candidates]
         candidates = candidates * num_classes + best_labels[candidates]
     total = min(len(values), max_candidates)

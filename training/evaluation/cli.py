@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from agssp_zoo.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from .metrics import Metrics
+
+THRESHOLDS = "thresholds.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iou", type=float, help="IoU above which overlapping boxes are dropped (default: the model's)"
     )
-    parser.add_argument(
-        "--miss-rate", type=float, default=0.05, metavar="SHARE",
-        help="share of a class's defects that its advised threshold may miss (default: 0.05)",
+    wish = parser.add_mutually_exclusive_group()
+    wish.add_argument(
+        "--miss-rate", type=float, metavar="SHARE",
+        help="write DIR/thresholds.json: for every class the highest threshold that misses at most this share of its "
+        "boxes (the report advises for 0.05 by default)",
+    )  # fmt: skip
+    wish.add_argument(
+        "--false-alarms", type=float, metavar="N",
+        help="write DIR/thresholds.json: for every class the threshold that finds most with at most N false alarms an "
+        "image",
     )  # fmt: skip
     parser.add_argument(
         "--max-det", type=int, default=100, help="the best so many detections of a class in an image count (COCO: 100)"
@@ -48,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, writes and prints; returns 0."""
     from .runner import ValidationSettings, validate
+    from .thresholds import lines as threshold_lines
+    from .thresholds import wished, write_thresholds
 
     settings = ValidationSettings(
         engine=args.engine,
@@ -56,20 +70,33 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         conf=args.conf,
         iou=args.iou,
-        miss_rate=args.miss_rate,
+        miss_rate=ValidationSettings.miss_rate if args.miss_rate is None else args.miss_rate,
         max_det=args.max_det,
         single_class=args.single_class,
         ignore_difficult=args.ignore_difficult,
         tolerance=args.tolerance,
     )
+    wish = wished(args.miss_rate, args.false_alarms)
+    if wish is not None and args.single_class:
+        raise InvalidArgumentError(
+            "with --single-class no class can have a threshold of its own; leave one of them out."
+        )
     validation = validate(args.model, args.data, split=args.split, format=args.format, settings=settings)
     figures, report = validation.save(args.out, gallery=args.images)
+    outcomes = write_thresholds(Path(args.out) / THRESHOLDS, validation, wish) if wish else {}
     if args.json:
         from agssp_zoo.commands.options import print_json
 
         print_json(validation.to_dict())
         return 0
     lines = [*table(validation.metrics), f"{validation.about.ms_per_image:.1f} ms an image", f"{figures}", f"{report}"]
+    if wish:
+        file = Path(args.out) / THRESHOLDS
+        lines += [
+            "",
+            *threshold_lines(outcomes, wish),
+            f"{file} (put it into a model: agssp-zoo thresholds MODEL {file})",
+        ]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -120,7 +120,9 @@ def thresholds(metrics: Metrics, look: Look) -> str:
         f"with an IoU of at least {metrics.iou:g}; every other detection is a false alarm, also a second one on the "
         f"same defect or one that is placed badly. All classes together: {total:.3g} false alarms an image.</p>{table}"
         f'<ul class="advice{wide}">{"".join(sentences)}</ul>{remedy}'
-        f"<p>To use these thresholds:</p><pre>{escape(_snippet(chosen))}</pre>"
+        "<p>To use these thresholds, write a file of them with <code>agssp-zoo val ... --miss-rate</code> (or a "
+        "number of <code>--false-alarms</code> an image) and put it into the model with <code>agssp-zoo thresholds "
+        f"MODEL thresholds.json</code>; or in Python:</p><pre>{escape(_snippet(chosen))}</pre>"
         '<p class="soft">These figures hold for images like those of this split. Where defects are rarer in production '
         "than here, the same threshold gives fewer false alarms beside defects and the same number on sound metal.</p>"
     )

@@ -1,0 +1,66 @@
+"""``agssp-zoo thresholds``: gives the classes of a model score thresholds of their own, or shows them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from agssp_zoo.commands.options import print_json, print_table
+from agssp_zoo.errors import InvalidArgumentError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``thresholds``."""
+    parser.add_argument("model", help="a model folder of your own, or an ONNX file")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="thresholds.json of `agssp-zoo val`; without it the thresholds are shown",
+    )
+    parser.add_argument(
+        "--unreached",
+        choices=("refuse", "closest", "own"),
+        default="refuse",
+        help="a class whose wish was not reached: refuse the file, take its closest threshold, or leave the class at "
+        "the model's own conf (default: refuse)",
+    )
+    parser.add_argument("--remove", action="store_true", help="one threshold for all classes again: the model's conf")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sets or shows; prints the threshold of every class."""
+    from agssp_zoo import registry
+    from agssp_zoo.folder import sha256_file
+    from agssp_zoo.thresholds import WEIGHTS, ThresholdFile, check_fits, open_model, set_thresholds
+
+    if not Path(args.model).expanduser().exists() and registry.find(args.model) is not None:
+        raise InvalidArgumentError(
+            f"{args.model} is a model of the registry; make a folder of your own of it with "
+            f"`agssp-zoo download {args.model} --to DIR` and give that."
+        )
+    changed: list[Path] = []
+    if args.file is not None and args.remove:
+        raise InvalidArgumentError("give a file or --remove, not both.")
+    if args.remove:
+        changed = set_thresholds(args.model, {})
+    elif args.file is not None:
+        config, folder, _ = open_model(args.model)
+        weights = folder / WEIGHTS if folder else None
+        file = ThresholdFile.load(args.file)
+        check_fits(file, config, sha256_file(weights) if weights and weights.is_file() else None)
+        changed = set_thresholds(args.model, file.choose(args.unreached))
+    config, _, _ = open_model(args.model)
+    post = config.postprocess
+    own = dict(post.class_conf) if post else {}
+    if args.json:
+        print_json({"changed": list(map(str, changed)), "conf": post.conf if post else None, "class_conf": own})
+        return 0
+    print_table(
+        [(name, f"{own[name]:g}" if name in own else f"{post.conf if post else 0:g} (conf)")
+         for name in config.class_names]
+    )  # fmt: skip
+    if changed:
+        sys.stdout.write(f"written: {', '.join(map(str, changed))}\n")
+    return 0
