@@ -6,7 +6,8 @@ set -eu
 cd "$(dirname "$0")"
 python="${PYTHON:-python3}"
 suite="${DEBIAN_SUITE:-trixie}"
-mirror="${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
+# The mirror that this system uses itself.
+mirror="${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Component: main' | head -n 1)}"
 [ -e third_party/.complete ] && exit 0
 rm -rf third_party
 mkdir -p third_party/include third_party/lib third_party/apt/lists/partial third_party/apt/cache/archives/partial
