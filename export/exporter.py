@@ -77,9 +77,6 @@ def export_onnx(
     if opset < OPSET:
         raise InvalidArgumentError(f"opset={opset}: the graph needs operator set {OPSET} or newer.")
     module, folder = _load(model)
-    if not getattr(module, "exportable", True):
-        name = module.config.architecture
-        raise ExportError(f"{name} cannot be written as ONNX yet; run it with the PyTorch engine (engine='pytorch').")
     target = _target(out, folder, raw)
     # Only now, since this imports torch and the exporter.
     from .network import default_sizes, takes_sizes, trace
