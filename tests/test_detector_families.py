@@ -91,7 +91,7 @@ def test_inputs_that_are_no_multiple_of_the_stride(architecture: str) -> None:
         with torch.inference_mode():
             assert module.decode(module(x))[0].isfinite().all()
     else:
-        with pytest.raises(InvalidArgumentError, match="64x70; .* needs multiples of 32"):
+        with pytest.raises(InvalidArgumentError, match=r"64x70; .* needs multiples of 32"):
             module(x)
 
 

@@ -61,7 +61,7 @@ def test_the_file_passes_the_verification(module, engine, monkeypatch: pytest.Mo
     """Element by element, and the final boxes, at three sizes and batch 1 and 3."""
     from agssp_zoo.export import verification
 
-    monkeypatch.setattr(verification, "SIZES", ((1, 160, 160), (3, 75, 141), (1, 99, 64)))
+    monkeypatch.setattr(verification, "ANY_SIZES", ((1, 160, 160), (3, 75, 141), (1, 99, 64)))
     verification.verify_file(engine.model.path, module, raw=False)
 
 
