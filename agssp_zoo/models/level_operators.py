@@ -82,7 +82,7 @@ def _(
 
 @_rename.register_fake
 def _(x: Tensor, axes: Sequence[int], multiple: int) -> Tensor:
-    shape = list(x.shape)
+    shape: list[int | torch.SymInt] = list(x.shape)
     for axis in axes:
         shape[axis] = multiple * torch.library.get_ctx().new_dynamic_size(min=2)
     return x.new_empty(shape)
