@@ -22,6 +22,7 @@ from benchmarks.reproduce import ROWS
 
 if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig
+    from agssp_zoo.models import ZooModule
 
 DOCS = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- begin of the table -->", "<!-- end of the table -->"
@@ -71,21 +72,18 @@ def main() -> int:
     return 0
 
 
-def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """The figures of one architecture."""
-    import numpy as np
+def make_folder(name: str, folder: Path) -> ZooModule:
+    """Writes a model folder with random weights, for detectors six classes, and its ONNX file; the model."""
     import torch
 
     from agssp_zoo import models
     from agssp_zoo.export import export_onnx
     from agssp_zoo.folder import ModelFolder, write_folder
 
-    use_one_core()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    task = models.get_architecture(name).task
-    names = tuple(f"class_{number}" for number in range(6)) if task == "detector" else ()
-    config = models.default_config(name, class_names=names) if names else models.default_config(name)
+    detects = models.get_architecture(name).task == "detector"
+    names = tuple(f"class_{number}" for number in range(6)) if detects else ()
+    config = models.default_config(name, class_names=names)
     module = models.build(config).eval()
     write_folder(
         folder,
@@ -93,14 +91,25 @@ def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         {"model.safetensors": lambda path: models.save_weights(module, path, config)},
         overwrite=True,
     )
-    engines = ["pytorch"]
-    if getattr(module, "exportable", True):
-        export_onnx(ModelFolder.open(folder), verify=False)
-        engines.append("onnx")
+    export_onnx(ModelFolder.open(folder), verify=False)
+    return module
+
+
+def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """The figures of one architecture."""
+    import numpy as np
+    import torch
+
+    use_one_core()
+    torch.set_num_threads(1)
+    module = make_folder(name, folder)
+    config = module.config
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    taken = time_in_turns({engine: _runner(task, folder, engine, pixels) for engine in engines}, rounds)
+    taken = time_in_turns(
+        {engine: _runner(config.task, folder, engine, pixels) for engine in ("pytorch", "onnx")}, rounds
+    )
     return {
-        "task": task,
+        "task": config.task,
         "parameters": sum(one.numel() for one in module.parameters()),
         "operations": operations(config),
         "seconds": taken,

@@ -38,7 +38,8 @@ def export_onnx(
     """Writes a model as one ONNX file and checks that it answers what PyTorch answers.
 
     The graph takes ``images``, uint8 RGB (batch, height, width, 3); batch, height and width are free, height and width
-    multiples of the config's stride. Normalising is part of the graph. Outputs:
+    multiples of the config's stride (DINO: any, from 72 pixels on; its maps must hold as many pixels as it has
+    queries). Normalising is part of the graph. Outputs:
 
     * detector: ``boxes`` float32 (batch, max_det, 4) xyxy in input pixels, ``scores`` float32 (batch, max_det) falling,
       ``labels`` int64 (batch, max_det), ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0, labels -1.
@@ -78,9 +79,6 @@ def export_onnx(
     if opset < OPSET:
         raise InvalidArgumentError(f"opset={opset}: the graph needs operator set {OPSET} or newer.")
     module, folder = _load(model)
-    if not getattr(module, "exportable", True):
-        name = module.config.architecture
-        raise ExportError(f"{name} cannot be written as ONNX yet; run it with the PyTorch engine (engine='pytorch').")
     target = _target(out, folder, raw)
     # Only now, since this imports torch and the exporter.
     from .network import default_sizes, takes_sizes, trace

@@ -12,7 +12,7 @@ from agssp_zoo.models import operators as operators  # registers them with torch
 from agssp_zoo.models.anchors import RATIOS, base_anchors
 from agssp_zoo.models.box_coder import MAX_STRETCH
 
-from .level_operators import flatten_levels, sample_levels
+from .level_operators import flatten_levels, rename_sides, sample_levels
 
 op: Any = onnxscript.opset18  # its own types are too narrow for a graph that is being written
 Value = Any
@@ -27,6 +27,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         torch.ops.agssp_zoo.pool_regions.default: pool_regions,
         torch.ops.agssp_zoo.flatten_levels.default: flatten_levels,
         torch.ops.agssp_zoo.sample_levels.default: sample_levels,
+        torch.ops.agssp_zoo.rename_sides.default: rename_sides,
     }
 
 

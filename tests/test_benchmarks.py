@@ -33,6 +33,17 @@ def test_the_readme_holds_the_results():
             assert f"| {figure['name']} | {figure['value']:.3g} {figure['unit']} |" in table
 
 
+def test_the_times_of_predict_say_what_is_reached():
+    from benchmarks.predict_models import RECORDED, table
+
+    walls = dict(zip(RECORDED, (1.5, 2.2, 3.0, 5.1), strict=True))
+    both = ("pytorch", "onnx")
+    times = {name: {one: {"wall": wall, "cpu": 2 * wall} for one in both} for name, wall in walls.items()}
+    lines = table(times).splitlines()[2:6]
+    assert lines[0] == "| `yolov8_resnet50` | 2.0 s | 1.50 s | 1.50 s | 0.75 x ✓ | 3.00 s | 1.50 s | 0.75 x | 3.00 s |"
+    assert [("✓" in line, "✗" in line) for line in lines] == [(True, False), (False, True)] * 2
+
+
 def test_images_to_learn_from_are_drawn_by_class_and_not_among_those_for_tuning():
     from benchmarks.gain import TUNING, draw, split_train
 

@@ -16,7 +16,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from agssp_zoo import __version__, models  # noqa: E402
 from agssp_zoo.config import ModelConfig, Postprocess  # noqa: E402
-from agssp_zoo.errors import ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
+from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
 from agssp_zoo.export import export_onnx  # noqa: E402
 from agssp_zoo.export.selection import FIRST_CANDIDATES, selection_model  # noqa: E402
 from agssp_zoo.export.verification import verify_file  # noqa: E402
@@ -187,6 +187,13 @@ def test_answers_what_pytorch_answers(session, detector, shape):
         assert (np.diff(found[1][index, :number]) <= 0).all()
         assert (found[0][index, number:] == 0).all() and (found[1][index, number:] == 0).all()
         assert (found[2][index, number:] == -1).all() and (found[2][index, :number] >= 0).all()
+
+
+def test_sizes_that_are_no_multiple_of_the_stride_are_refused(exported):
+    from agssp_zoo.engines.onnx import OnnxEngine
+
+    with pytest.raises(EngineError, match=r"cannot be run on images of shape \(1, 64, 70, 3\)"):
+        OnnxEngine.load(exported[0] / "model.onnx").run(pixels(1, 64, 70))
 
 
 def test_images_of_a_batch_do_not_see_each_other(session):

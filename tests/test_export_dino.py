@@ -1,9 +1,6 @@
-"""DINO's transformer in ONNX: any size, any batch, padding known by the valid sizes; the same answers as PyTorch."""
+"""DINO in ONNX: pixels in, boxes out; any size, any batch, padding known by the valid sizes; PyTorch's answers."""
 
 from __future__ import annotations
-
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,65 +9,73 @@ from test_dino import small
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
-LEVELS = "abcd"
-
-
-def draw_maps(batch: int, height: int, width: int) -> list[torch.Tensor]:
-    """Maps of strides 8 to 64."""
-    rng = torch.Generator().manual_seed(batch)
-    return [torch.randn(batch, 32, -(-height // s), -(-width // s), generator=rng) for s in (8, 16, 32, 64)]
+from agssp_zoo.detector import Detector  # noqa: E402
+from agssp_zoo.engines.onnx import OnnxEngine  # noqa: E402
+from agssp_zoo.engines.pytorch import PyTorchEngine  # noqa: E402
 
 
-class Head(torch.nn.Module):
-    """The head alone, its maps as inputs; the input's height and width are multiples of 8."""
+@pytest.fixture(scope="module")
+def module():
+    """One class, so that there are fewer answers, 20, than the 300 that a file has room for."""
+    return small(("anomaly",), layers=1)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = small().head
 
-    def forward(self, a, b, c, d, sizes):
-        return tuple(self.head([a, b, c, d], (a.shape[2] * 8, a.shape[3] * 8), sizes))
+@pytest.fixture(scope="module")
+def engine(module, tmp_path_factory) -> OnnxEngine:
+    from agssp_zoo.export import export_onnx
+
+    return OnnxEngine.load(export_onnx(module, tmp_path_factory.mktemp("dino") / "model.onnx", verify=False))
+
+
+def pixels(batch: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.slow
-def test_the_head_answers_in_onnx_as_in_torch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from agssp_zoo.export.level_operators import flatten_levels, sample_levels
-
-    head, any_size = Head().eval(), torch.export.Dim.DYNAMIC
-    axes = (*({0: any_size, 2: any_size, 3: any_size} for _ in LEVELS), {0: any_size})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            head, (*draw_maps(2, 200, 264), torch.tensor([[200, 264], [150, 264]])),
-            input_names=[*LEVELS, "sizes"], output_names=["logits", "boxes"], opset_version=18, dynamic_shapes=axes,
-            dynamo=True, optimize=True, verbose=False,
-            custom_translation_table={
-                torch.ops.agssp_zoo.flatten_levels.default: flatten_levels,
-                torch.ops.agssp_zoo.sample_levels.default: sample_levels,
-            },
-        )  # fmt: skip
-    program.save(str(tmp_path / "head.onnx"))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(str(tmp_path / "head.onnx"), options, providers=["CPUExecutionProvider"])
-    for batch, height, width in ((1, 320, 320), (3, 208, 304), (2, 128, 416)):
-        maps = draw_maps(batch, height, width)
-        sizes = torch.tensor([[height - 17 * i, width - 9 * i] for i in range(batch)])
-        with torch.no_grad():
-            wanted = head(*maps, sizes)
-        feeds = {name: value.numpy() for name, value in zip(LEVELS, maps, strict=True)}
-        found = session.run(None, {**feeds, "sizes": sizes.numpy()})
-        assert wanted[1].std() > 0.1
-        for one, other in zip(wanted, found, strict=True):
-            np.testing.assert_allclose(other, one.numpy(), atol=1e-4)
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "sizes"),
+    [
+        (1, 96, 64, None),
+        (3, 75, 141, [[75, 141], [40, 100], [75, 130]]),  # no multiples of anything
+        (1, 32, 45, None),  # the last maps are single pixels
+        (2, 61, 97, [[50, 60]]),  # one row stands for all
+    ],
+)
+def test_the_file_answers_what_pytorch_answers(module, engine, batch, height, width, sizes) -> None:
+    images, given = pixels(batch, height, width), None if sizes is None else np.array(sizes, np.int64)
+    found = engine.run(images, conf=0.0, sizes=given)
+    wanted = PyTorchEngine(module).run(images, conf=0.0, sizes=given)
+    assert found.boxes.shape == (batch, 300, 4) and wanted.boxes[:, :20].std() > 1
+    assert found.count.tolist() == wanted.count.tolist() == [20] * batch
+    np.testing.assert_allclose(found.scores[:, :20], wanted.scores[:, :20], atol=1e-5)
+    np.testing.assert_allclose(found.boxes[:, :20], wanted.boxes[:, :20], atol=1e-2)
+    assert np.array_equal(found.labels[:, :20], wanted.labels[:, :20])
+    if sizes is not None:
+        assert (found.boxes <= np.array(sizes)[:, None, [1, 0, 1, 0]]).all()
 
 
-def test_a_whole_dino_says_that_it_cannot_be_exported_yet(tmp_path: Path) -> None:
-    from agssp_zoo.errors import ExportError
-    from agssp_zoo.export import export_onnx
+@pytest.mark.slow
+def test_the_file_passes_the_verification(module, engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Element by element, and the final boxes, at three sizes and batch 1 and 3."""
+    from agssp_zoo.export import verification
 
-    with pytest.raises(ExportError, match="cannot be written as ONNX yet; run it with the PyTorch engine"):
-        export_onnx(small(), tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(verification, "ANY_SIZES", ((1, 160, 160), (3, 75, 141), (1, 99, 64)))
+    verification.verify_file(engine.model.path, module, raw=False)
+
+
+@pytest.mark.slow
+def test_one_class_predicts_in_either_engine(module, engine) -> None:
+    image = pixels(1, 200, 260)[0]
+    one, two = (Detector(either).predict(image, conf=0.0)[0] for either in (engine, PyTorchEngine(module)))
+    assert len(one) == len(two) == 20 and set(one.labels) == {0}
+    np.testing.assert_allclose(one.boxes, two.boxes, atol=0.05)
+
+
+@pytest.mark.slow
+def test_a_network_with_too_few_pixels_for_its_queries_says_so(engine) -> None:
+    from agssp_zoo.errors import EngineError
+
+    with pytest.raises(EngineError, match=r"cannot be run on images of shape \(1, 8, 8, 3\)"):
+        engine.run(pixels(1, 8, 8))

@@ -321,8 +321,9 @@ def write_checkpoint(path: Path, **changes) -> Path:
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     whole = write_checkpoint(tmp_path / "whole.pth")
-    with pytest.raises(CheckpointError, match="looks like faster_rcnn_swin_b, not yolov8_s"):
-        convert_checkpoint(whole, "yolov8_s", tmp_path / "out")
+    for other in ("yolov8_s", "yolov8_resnet50", "yolov8_swin_b", "dino_swin_b", "cspdarknet_s"):
+        with pytest.raises(CheckpointError, match=f"looks like faster_rcnn_swin_b, not {other}"):
+            convert_checkpoint(whole, other, tmp_path / "out")
     with pytest.raises(CheckpointError, match="has 1 classes, but 6 class names"):
         convert_checkpoint(whole, ARCHITECTURE, tmp_path / "out", class_names=list("abcdef"))
     without = write_checkpoint(tmp_path / "without.pth", **{"rpn_head.rpn_cls.bias": None})

@@ -122,16 +122,43 @@ def test_padded_batch(module, reference, recorded):
     assert (boxes[1] <= torch.tensor([width, height, width, height])).all()
 
 
-def test_detections(module, recorded):
-    detector = Detector(PyTorchEngine(module))
+def check_detections(detector, recorded, engine):
     shares = {}
     for image, (share, pixels, score) in DETECTIONS.items():
         wanted = tuple(recorded[f"img_{image[6:]}/{key}"] for key in ("bboxes", "scores", "labels"))
         (found,) = detector.predict(PARITY / f"{image}.png", conf=0.0)
         assert len(found) == len(wanted[0]) == 300
         shares[image] = match_share(wanted, (found.boxes, found.scores, found.labels), pixels, score), share
-    print("\ndino_swin_b, pytorch: " + ", ".join(f"{i} {s:.1%}" for i, (s, _) in shares.items()))
+    print(f"\ndino_swin_b, {engine}: " + ", ".join(f"{i} {s:.1%}" for i, (s, _) in shares.items()))
     assert all(reached >= wanted for reached, wanted in shares.values()), shares
+
+
+def test_detections(module, recorded):
+    check_detections(Detector(PyTorchEngine(module)), recorded, "pytorch")
+
+
+@pytest.mark.slow
+def test_the_exported_file(module, reference, recorded, tmp_path):
+    """Detections on the three images, and those that the recorded padded batch stands for."""
+    pytest.importorskip("onnxscript")
+    from agssp_zoo.engines.onnx import OnnxEngine
+    from agssp_zoo.export import export_onnx
+
+    engine = OnnxEngine.load(export_onnx(module, tmp_path / "model.onnx", verify=False))
+    check_detections(Detector(engine), recorded, "onnx")
+    # The recorded input is no image: its numbers are undone as if they were normalised pixels.
+    x = reference.input_array((1, 3, 320, 320), seed=1)[0].transpose(1, 2, 0)
+    pixels = np.clip(np.rint(x * 61.2 + 101.57), 0, 255).astype(np.uint8)
+    height, width = recorded["batch2/img_shape1"].tolist()
+    batch = np.zeros((2, 320, 320, 3), np.uint8)
+    batch[0], batch[1, :height, :width] = pixels, pixels[:height, 64:]
+    sizes = np.array([[320, 320], [height, width]])
+    found, wanted = (one.run(batch, conf=0.0, sizes=sizes) for one in (engine, PyTorchEngine(module)))
+    assert found.count.tolist() == wanted.count.tolist() == [300, 300]
+    for image in range(2):
+        one, two = ((raw.boxes[image], raw.scores[image], raw.labels[image]) for raw in (wanted, found))
+        assert match_share(one, two, *DETECTIONS["image_square"][1:]) >= 0.99
+    assert (found.boxes[1] <= [width, height, width, height]).all()
 
 
 def test_the_backbone_is_taken_out_of_it(module, checkpoint, tmp_path):
@@ -145,8 +172,9 @@ def test_the_backbone_is_taken_out_of_it(module, checkpoint, tmp_path):
 
 
 def test_wrong_checkpoints_are_refused(checkpoint, reference, tmp_path):
-    with pytest.raises(CheckpointError, match="looks like dino_swin_b, not yolov8_s"):
-        convert_checkpoint(checkpoint, "yolov8_s", tmp_path / "out")
+    for other in ("yolov8_s", "yolov8_swin_b", "faster_rcnn_swin_b"):
+        with pytest.raises(CheckpointError, match=f"looks like dino_swin_b, not {other}"):
+            convert_checkpoint(checkpoint, other, tmp_path / "out")
     with pytest.raises(CheckpointError, match="has 6 classes, but 1 class names were given"):
         convert_checkpoint(checkpoint, "dino_swin_b", tmp_path / "out", class_names=("anomaly",))
     one = {"bbox_head.cls_branches.0.weight": torch.zeros(1, 256), "encoder.layers.0.norms.0.weight": torch.ones(256)}

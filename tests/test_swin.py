@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import types
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,41 @@ def test_a_changed_table_changes_the_answer_at_once():
     backbone.stage1.blocks[1].attn.bias_table.data.mul_(-2)  # as averaged weights are written
     with torch.inference_mode():
         assert not torch.allclose(backbone(x)[-1], before, atol=1e-3)
+
+
+def test_the_position_bias_is_gathered_once_unless_something_learns():
+    backbone = tiny()
+    attention = backbone.stage1.blocks[1].attn
+    with torch.inference_mode():
+        backbone(torch.randn(1, 3, 64, 64))
+        kept = attention.position_bias()
+        backbone(torch.randn(2, 3, 32, 96))  # another size, the same windows
+        assert attention.position_bias() is kept and kept.is_contiguous()
+    assert attention.position_bias().requires_grad
+    backbone.train()(torch.randn(1, 3, 64, 64))[-1].mean().backward()
+    assert attention.bias_table.grad.abs().sum() > 0
+    backbone.eval().load_state_dict({name: value + 1 for name, value in backbone.state_dict().items()})
+    copied = copy.deepcopy(backbone)
+    with torch.no_grad():
+        assert torch.equal(attention.position_bias(), kept + 1)
+        assert torch.equal(copied.stage1.blocks[1].attn.position_bias(), kept + 1)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_linear_layers_answer_the_same_without_onednn(gelu, monkeypatch):
+    from agssp_zoo.models import cpu_linear
+
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 7, 20), torch.randn(12, 20), torch.randn(12)
+    expected = x @ weight.T + bias
+    expected = torch.nn.functional.gelu(expected) if gelu else expected
+    with torch.inference_mode():
+        quick = cpu_linear.linear(x, weight, bias, gelu=gelu)
+        monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())  # as in a torch that has it no more
+        assert not cpu_linear._has_onednn()
+        plain = cpu_linear.linear(x, weight, bias, gelu=gelu)
+    for found in (quick, plain):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_options_make_no_network():

@@ -37,6 +37,18 @@ def sample_levels(
     return sample_points(value, locations, weights, [(int(h), int(w)) for h, w in shapes.tolist()]).contiguous()
 
 
+def rename_sides(x: Tensor, axes: Sequence[int], multiple: int) -> Tensor:
+    """The same tensor, of which a tracer no longer knows how some of its sides came about.
+
+    Args:
+        x: any tensor.
+        axes: those that get new names.
+        multiple: what these sides are multiples of, of more than one.
+    """
+    out: Tensor = torch.ops.agssp_zoo.rename_sides(x, axes, multiple)
+    return out
+
+
 _flatten = torch.library.custom_op(
     "agssp_zoo::flatten_levels", flatten_levels, mutates_args=(), schema="(Tensor[] maps) -> Tensor"
 )
@@ -46,6 +58,12 @@ _sample = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor value, Tensor locations, Tensor weights, Tensor shapes, int levels, int heads, int points)"
     " -> Tensor",
+)
+_rename = torch.library.custom_op(
+    "agssp_zoo::rename_sides",
+    lambda x, axes, multiple: x.clone(),
+    mutates_args=(),
+    schema="(Tensor x, int[] axes, int multiple) -> Tensor",
 )
 
 
@@ -60,3 +78,11 @@ def _(
     value: Tensor, locations: Tensor, weights: Tensor, shapes: Tensor, levels: int, heads: int, points: int
 ) -> Tensor:
     return value.new_empty((value.shape[0], locations.shape[1], value.shape[2] * value.shape[3]))
+
+
+@_rename.register_fake
+def _(x: Tensor, axes: Sequence[int], multiple: int) -> Tensor:
+    shape: list[int | torch.SymInt] = list(x.shape)
+    for axis in axes:
+        shape[axis] = multiple * torch.library.get_ctx().new_dynamic_size(min=2)
+    return x.new_empty(shape)

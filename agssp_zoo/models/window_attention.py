@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agssp_zoo.models.base import is_capturing
-from agssp_zoo.models.cpu_linear import linear, rows_at_once
+from agssp_zoo.models.cpu_linear import linear, rows_at_once, runs_plainly
 
 APART = -100.0
 """Added to the logits of two tokens that only the shift brought into one window, as the paper's code does."""
@@ -165,6 +165,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
         # On the CPU even inside `with torch.device("meta")`: it is in no weights file.
         self.register_buffer("pairs", _relative_positions(window), persistent=False)
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """Attends.
@@ -187,7 +188,7 @@ class WindowAttention(nn.Module):
         """Rows (B * H * W, C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
         tokens = F.embedding(part.inside, rows)  # each place takes its row
         if part.outside is not None:
-            tokens = tokens.masked_fill(part.outside, 0.0)
+            tokens.masked_fill_(part.outside, 0.0)
         qkv = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         if part.apart is not None:
@@ -201,9 +202,20 @@ class WindowAttention(nn.Module):
         return attended
 
     def position_bias(self) -> Tensor:
-        """The bias of every pair of places of a window, (1, heads, N, N)."""
+        """The bias of every pair of places of a window, (1, heads, N, N); kept where nothing learns."""
+        table = self.bias_table
+        if not runs_plainly(table):
+            return self._spread(table)
+        kept = self._kept
+        if kept is None or not torch.equal(kept[0], table):  # by its values, in whatever way they were changed
+            with torch.inference_mode(False):
+                own = table.detach().clone()
+                kept = self._kept = own, self._spread(own).contiguous()  # as the attention wants it
+        return kept[1]
+
+    def _spread(self, table: Tensor) -> Tensor:
         area = self.window**2
-        return self.bias_table.index_select(0, self.pairs).view(1, area, area, self.heads).permute(0, 3, 1, 2)
+        return table.index_select(0, self.pairs).view(1, area, area, self.heads).permute(0, 3, 1, 2)
 
 
 def _relative_positions(window: int) -> Tensor:

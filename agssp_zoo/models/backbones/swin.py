@@ -20,6 +20,7 @@ from agssp_zoo.models.backbones.base import Backbone, FeatureInfo
 from agssp_zoo.models.base import is_capturing
 from agssp_zoo.models.cpu_linear import linear, rows_at_once, runs_plainly
 from agssp_zoo.models.drop_path import DropPath
+from agssp_zoo.models.level_operators import rename_sides
 from agssp_zoo.models.window_attention import WindowAttention, WindowPlan, WindowPlans
 
 PATCH = 4
@@ -257,8 +258,8 @@ def fill_up(x: Tensor, multiple: int, axes: tuple[int, int]) -> Tensor:
     missing = [-x.shape[axis] % multiple for axis in axes]
     if not is_capturing() and not any(missing):
         return x
-    padding = [0, 0] * (x.ndim - 1 - axes[1]) + [0, missing[1], 0, missing[0]]
-    return F.pad(x, padding)
+    x = F.pad(x, [0, 0] * (x.ndim - 1 - axes[1]) + [0, missing[1], 0, missing[0]])
+    return rename_sides(x, axes, multiple) if torch.compiler.is_exporting() else x
 
 
 def _numbers(config: ModelConfig, key: str, default: str) -> tuple[int, ...]:

@@ -25,11 +25,9 @@ class DetectorModule(ZooModule):
         num_classes: number of classes.
         class_layers: names of the layers that tell the classes apart, drawn anew when a model learns other classes.
         strides: of the head's levels, in input pixels.
-        exportable: whether it can be written as ONNX.
     """
 
     family: ClassVar[str]
-    exportable: ClassVar[bool] = True
     class_layers: tuple[str, ...]
     backbone: Backbone
     neck: nn.Module

@@ -38,8 +38,6 @@ class Dino(DetectorModule):
     """
 
     family: ClassVar[str] = "dino"
-    # The head can be; with a backbone of any input size the tracer does not come to an end.
-    exportable: ClassVar[bool] = False
     neck: ChannelMapper
     head: DinoHead
 
