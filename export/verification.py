@@ -85,7 +85,9 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
             if defaults.get(name) != np.float32(value):
                 raise ExportError(f"{path.name}: {name} is {defaults.get(name)}, but the config says {value}.")
     network = FromImages(module, raw=raw)
-    inputs = [(f"{kind} of {'x'.join(map(str, size))}", images) for size in SIZES for kind, images in _inputs(size)]
+    inputs = [
+        (f"{kind} of {'x'.join(map(str, size))}", images) for size in SIZES for kind, images in example_inputs(size)
+    ]
     for (where, images), candidates in zip(inputs, itertools.cycle(CANDIDATES), strict=False):
         feeds = {"images": images}
         if takes_sizes(module) and where.startswith("noise"):  # on the other images all is valid, without being told
@@ -221,7 +223,7 @@ def _postprocess(config: ModelConfig) -> Postprocess:
     return config.postprocess
 
 
-def _inputs(size: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
+def example_inputs(size: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
     """Kind and pixels, uint8 (batch, height, width, 3): plain noise, and gray surfaces with grain and marks."""
     generator = np.random.default_rng(sum(size))
     batch, height, width = size
