@@ -81,6 +81,7 @@ def export_onnx(
         raise ExportError(f"{name} cannot be written as ONNX yet; run it with the PyTorch engine (engine='pytorch').")
     target = target_file(out, folder, RAW_FILE if raw else ONNX_FILE)
     # Only now, since this imports torch and the exporter.
+    from .graph import unify_opset
     from .network import default_sizes, takes_sizes, trace
     from .verification import verify_file
 
@@ -90,6 +91,7 @@ def export_onnx(
         if takes_sizes(module):
             # An initialiser that is also a graph input: a default that a caller may override.
             graph.graph.initializer.append(default_sizes())
+        unify_opset(graph)
         _describe(graph, module.config, raw=raw)
         import onnx
 

@@ -132,7 +132,7 @@ def _rewrite_stem(graph: onnx.GraphProto) -> None:
     """
     readers = readers_of(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    chain = []
+    chain: list[onnx.NodeProto] = []
     name = "images"
     for kind in ("Transpose", "Cast", "Div", "Conv"):
         node = next((node for node in readers[name] if node.op_type == kind), None)
@@ -180,7 +180,7 @@ def _rewrite_stem(graph: onnx.GraphProto) -> None:
         _node("Cast", _PLANES, "float", to=TensorProto.FLOAT),
         helper.make_node("Mul", [_FLOAT, _SCALE], [_UNIT], name=_UNIT),
     ]
-    graph.initializer.append(numpy_helper.from_array(np.float32(1 / std.flat[0]), _SCALE))
+    graph.initializer.append(numpy_helper.from_array(np.array(1 / std.flat[0], np.float32), _SCALE))
     last = [
         _node("Transpose", PREFIX + "columns", "columns_last", perm=[0, 2, 3, 1]),
         _node("Reshape", PREFIX + "columns_last", "columns_apart", shape=(graph, [0, 0, -1, len(weight)])),

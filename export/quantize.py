@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.engines.base import PRECISION_FILES
 from agssp_zoo.errors import ExportError, InvalidArgumentError
@@ -23,13 +23,13 @@ from agssp_zoo.folder import CHECKSUMS, update_checksums
 
 from .calibration import METHODS, CalibrationImages, Progress, choose_ranges, collect
 from .exporter import building, need_packages, target_file
+from .judges import Agreement, Judge, Labels, open_detector
 from .sources import FloatFile, float_file
 
 if TYPE_CHECKING:
     import onnx
 
     from agssp_zoo.config import ModelConfig
-    from agssp_zoo.detector import Detector
     from agssp_zoo.folder import ModelFolder
 
     from .calibration import Ranges
@@ -39,8 +39,6 @@ HELD_OUT = 4
 """Without labels, one of so many calibration images is kept to compare the two files on."""
 MOST_COMPARED = 100
 """Of those."""
-SAME_BOX = 0.75
-"""IoU from which two files have found the same."""
 _LEAST_WIDTH = 1e-6
 """Of a range: a tensor may be the same everywhere."""
 
@@ -138,12 +136,12 @@ def export_int8(
     _check_kind(source)
     images = CalibrationImages(calibration, source.config.preprocess, max(settings.images) + MOST_COMPARED)
     with source.opened() as path, building(target) as temporary:
-        judge: _Judge
+        judge: Judge
         if validation is None:
             number = min(max(len(images) // HELD_OUT, 1), MOST_COMPARED)
-            judge, images = _Agreement(images[:number], _detector(path, source.config), show), images[number:]
+            judge, images = Agreement(images[:number], open_detector(path, source.config), show), images[number:]
         else:
-            judge = _Labels(validation, settings.split)
+            judge = Labels(validation, settings.split)
         result = _search(path, temporary, source.config, images, judge, settings, show)
         if result.before - result.after > settings.max_drop:
             raise ExportError(_too_bad(source, result, settings, labelled=validation is not None))
@@ -157,7 +155,7 @@ def _search(
     temporary: Path,
     config: ModelConfig,
     images: Sequence[Any],
-    judge: _Judge,
+    judge: Judge,
     settings: Int8Settings,
     progress: Progress,
 ) -> Int8Result:
@@ -166,11 +164,11 @@ def _search(
 
     from .int8_graph import plan, prepare
 
+    before, _ = judge.measured(open_detector(path, config))  # first, since it tells whether the data suit the model
     prepared = prepare(onnx.load(path))
     todo = plan(prepared)
     numbers = list(dict.fromkeys(min(number, len(images)) for number in settings.images))
     histograms = collect(prepared, todo, images[: max(numbers)], numbers, progress)
-    before, _ = judge.measured(_detector(path, config))
     trials: list[Trial] = []
     best: Trial | None = None
     tries = temporary.with_name(temporary.name + ".try")
@@ -181,7 +179,7 @@ def _search(
         what = {"method": method, "images": number, "full_range": settings.full_range}
         _add_metadata(quantized, {"precision": "int8", "calibration": json.dumps(what)})
         onnx.save(quantized, tries)
-        trial = Trial(method, number, *judge.measured(_detector(tries, config)))
+        trial = Trial(method, number, *judge.measured(open_detector(tries, config)))
         trials.append(trial)
         if best is None or (trial.points, trial.closeness) > (best.points, best.closeness):
             best = trial
@@ -245,95 +243,6 @@ def quantize(prepared: onnx.ModelProto, plan: Plan, ranges: Ranges, full_range: 
     finish(finished)
     finished.producer_name, finished.producer_version = prepared.producer_name, prepared.producer_version
     return finished
-
-
-# --- as good as before? -----------------------------------------------------------------------------------------------
-
-
-class _Judge(Protocol):
-    """Says how good a detector is."""
-
-    measure: str
-
-    def measured(self, detector: Detector) -> tuple[float, float]:
-        """Points of 100, and what decides between equal ones."""
-        ...
-
-
-class _Labels:
-    """map50_95 on labelled images."""
-
-    measure = "map50_95"
-
-    def __init__(self, data: str | os.PathLike[str], split: str) -> None:
-        from agssp_zoo.training.data import read_dataset
-
-        self._data, self._split = read_dataset(data), split
-
-    def measured(self, detector: Detector) -> tuple[float, float]:
-        from agssp_zoo.training.evaluation import validate
-
-        return 100 * float(validate(detector, self._data, split=self._split, command="").metrics.map50_95), 0.0
-
-
-class _Agreement:
-    """How many detections of the float file the other one has as well, and the other way round.
-
-    A detection of either file counts as found when the other has one of the same class at an IoU of 0.75 or more, whose
-    score may lie below the model's threshold by half of it: one that only slips under the threshold is a matter of the
-    threshold. Where as many are found, the mean IoU decides.
-    """
-
-    measure = "agreement"
-
-    def __init__(self, images: Sequence[Any], reference: Detector, progress: Progress) -> None:
-        self._images = images
-        self._expected = [self._answers(reference, image) for image in progress(images, len(images), "float (images)")]
-        if not any((scores > self._conf(reference)).any() for _, scores, _ in self._expected):
-            raise ExportError(
-                f"The float model detects nothing in {len(images)} calibration images, so there is nothing to compare "
-                "with; give labelled images (--validation) or calibration images that show defects."
-            )
-
-    @staticmethod
-    def _conf(detector: Detector) -> float:
-        return detector.config.postprocess.conf if detector.config.postprocess else 0.25
-
-    def _answers(self, detector: Detector, image: Any) -> tuple[Any, Any, Any]:
-        raw = detector.engine.run(image[None], conf=self._conf(detector) / 2)
-        count = int(raw.count[0])
-        return raw.boxes[0, :count], raw.scores[0, :count], raw.labels[0, :count]
-
-    def measured(self, detector: Detector) -> tuple[float, float]:
-        conf = self._conf(detector)
-        near: list[float] = []
-        for image, expected in zip(self._images, self._expected, strict=True):
-            answer = self._answers(detector, image)
-            near += _nearness(expected, answer, conf) + _nearness(answer, expected, conf)
-        number = max(len(near), 1)
-        return 100 * sum(iou >= SAME_BOX for iou in near) / number, sum(near) / number
-
-
-def _nearness(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], conf: float) -> list[float]:
-    """For every detection of ``one`` above the threshold the best IoU with one of ``other`` of the same class."""
-    from agssp_zoo.geometry import box_iou
-
-    sure = one[1] > conf
-    if not len(other[1]):
-        return [0.0] * int(sure.sum())
-    overlap = box_iou(one[0][sure], other[0]) * (one[2][sure][:, None] == other[2][None])
-    best: list[float] = overlap.max(1).tolist()
-    return best
-
-
-def _detector(path: Path, config: ModelConfig) -> Detector:
-    from agssp_zoo.detector import Detector
-    from agssp_zoo.engines.onnx import OnnxEngine
-
-    return Detector(OnnxEngine.load(path, config=config))
-
-
-# --- the rest ---------------------------------------------------------------------------------------------------------
 
 
 def _check_kind(source: FloatFile) -> None:

@@ -35,7 +35,7 @@ _INSTALL = {
     "openvino": "pip install 'agssp-zoo[openvino]'",
 }
 _FILES: dict[str, dict[str | None, str]] = {
-    "onnx": {None: ONNX_FILE, **PRECISION_FILES},
+    "onnx": {None: ONNX_FILE} | dict(PRECISION_FILES.items()),
     "pytorch": {None: WEIGHTS_FILE, "float32": WEIGHTS_FILE},
     "openvino": {None: ONNX_FILE, "float32": ONNX_FILE, "bfloat16": ONNX_FILE, "float16": ONNX_FILE}
     | {"int8": PRECISION_FILES["int8"]},

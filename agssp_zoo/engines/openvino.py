@@ -76,8 +76,8 @@ class OpenVinoEngine:
                 f"{self.path} cannot be opened as ONNX: {_first_line(error)} It is damaged, no ONNX file, or too new "
                 f"for OpenVINO {self._openvino.__version__}."
             ) from error
-        stored = _plain(self._model.get_rt_info()).get("framework", {})
-        outputs, own = read_metadata(self.path, {key: str(_plain(value)) for key, value in _plain(stored).items()})
+        stored = _plain(self._model.get_rt_info("framework")) if self._model.has_rt_info("framework") else {}
+        outputs, own = read_metadata(self.path, {key: str(_plain(value)) for key, value in stored.items()})
         if config is not None:
             check_same_model(self.path, own, config)
         self.config = own if config is None else config

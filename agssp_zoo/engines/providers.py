@@ -112,7 +112,8 @@ def side_by_side(path: Iterable[str] | None = None) -> str | None:
     Args:
         path: where to look for distributions; ``None``: on ``sys.path``.
     """
-    everything = importlib.metadata.distributions(**({} if path is None else {"path": list(path)}))
+    distributions = importlib.metadata.distributions
+    everything = distributions() if path is None else distributions(path=list(path))
     found: dict[str, str] = {}
     for distribution in everything:
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
