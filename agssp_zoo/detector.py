@@ -11,7 +11,7 @@ import numpy as np
 
 from agssp_zoo.config import ModelConfig, Size
 from agssp_zoo.detections import Detections
-from agssp_zoo.engines.base import Engine, Provider, load_engine
+from agssp_zoo.engines.base import Engine, Provider, load_engine, load_file
 from agssp_zoo.errors import EngineError, InvalidArgumentError
 from agssp_zoo.geometry import Letterbox, check_tiling
 from agssp_zoo.images import ChannelOrder, check_channel_order
@@ -27,6 +27,7 @@ def load_detector(
     engine: str = "auto",
     device: str = "cpu",
     providers: Sequence[Provider] | None = None,
+    precision: str | None = None,
     **hub: Any,
 ) -> Detector:
     """Finds a detector, verifies its files and loads it.
@@ -34,21 +35,25 @@ def load_detector(
     Args:
         name_or_path: a registered name (``agssp-zoo list``), a model folder, an ``.onnx`` file of ``agssp-zoo
             export``, or ``hf://owner/repo[@revision]``; ``None`` takes the registry's default detector.
-        engine: ``"onnx"``, ``"pytorch"``, or ``"auto"``: the first of them that the model's files and the installed
-            packages serve.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        engine: ``"onnx"``, ``"pytorch"``, ``"openvino"``, or ``"auto"``: the first of the first two that the model's
+            files and the installed packages serve.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, with ONNX Runtime also ``"tensorrt"``, ``"dml"`` ...
         providers: ONNX Runtime's execution providers, instead of a device.
+        precision: ``"int8"`` or ``"float16"`` take the model's file ``model.int8.onnx`` or ``model.fp16.onnx``, which
+            ``agssp-zoo export`` makes; with OpenVINO ``"bfloat16"``, ``"float16"`` and ``"float32"`` say what it
+            computes in. ``None``: the float32 file; OpenVINO computes it in bfloat16 where the CPU can.
         **hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, as in huggingface_hub.
 
     Raises:
         ModelNotFoundError: no such model (close names are offered); WeightsNotPublishedError where its weights are
             published nowhere yet.
         HubError, IntegrityError, ConfigError, CheckpointError: its files cannot be had or are wrong.
-        EngineError: no engine serves, or the device or provider is not there.
+        EngineError: no engine serves, or the device, provider or precision is not there.
+        MissingDependencyError: OpenVINO is asked for and not installed.
         InvalidArgumentError: a keyword that makes no sense.
     """
     if name_or_path is not None and os.fspath(name_or_path).endswith(".onnx"):
-        return Detector(_load_file(Path(name_or_path).expanduser(), engine, device, providers))
+        return Detector(_load_file(Path(name_or_path).expanduser(), engine, device, providers, precision))
     from agssp_zoo import hub as hub_module
     from agssp_zoo.registry import default_detector
 
@@ -56,7 +61,7 @@ def load_detector(
     folder = hub_module.resolve(default_detector() if name_or_path is None else name_or_path, **hub)
     if folder.config.task != "detector":
         raise InvalidArgumentError(f"{folder.config.name} is a {folder.config.task}; load it with load_backbone.")
-    return Detector(load_engine(folder, engine, device, providers))
+    return Detector(load_engine(folder, engine, device, providers, precision))
 
 
 def check_hub_options(hub: dict[str, Any]) -> None:
@@ -66,15 +71,17 @@ def check_hub_options(hub: dict[str, Any]) -> None:
         raise InvalidArgumentError(f"unknown keyword {unknown[0]!r}; those of the Hub are {', '.join(known)}.")
 
 
-def _load_file(path: Path, engine: str, device: str, providers: Sequence[Provider] | None) -> Engine:
+def _load_file(
+    path: Path, engine: str, device: str, providers: Sequence[Provider] | None, precision: str | None
+) -> Engine:
     """A single ONNX file, which holds its config."""
-    if engine not in ("auto", "onnx"):
-        raise InvalidArgumentError(f"{path} is an ONNX file; take engine='onnx', or give a model folder.")
+    if engine not in ("auto", "onnx", "openvino"):
+        raise InvalidArgumentError(f"{path} is an ONNX file; take engine='onnx' or 'openvino', or give a model folder.")
+    if precision is not None and engine != "openvino":
+        raise InvalidArgumentError(f"{path} has its precision in it; precision={precision!r} is for model folders.")
     if not path.is_file():
         raise EngineError(f"There is no file {path}; make one with `agssp-zoo export`.")
-    from agssp_zoo.engines.onnx import OnnxEngine
-
-    return OnnxEngine.load(path, device=device, providers=providers)
+    return load_file(path, "onnx" if engine == "auto" else engine, device, providers, precision)
 
 
 class Detector:

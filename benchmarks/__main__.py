@@ -25,6 +25,8 @@ BENCHMARKS = {
     "strip": "inference:strip",
     "postprocess": "inference:postprocess",
     "resize": "images:resize",
+    "int8": "deployment:int8",
+    "openvino": "deployment:openvino",
     "swin": "swin:features",
     "training-loader": "training:loader",
     "training-epoch": "training:epoch",

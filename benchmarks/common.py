@@ -232,7 +232,7 @@ def versions() -> dict[str, str]:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{names[0]}, {len(names)} cores" if names else cpu
     found = {"machine": cpu, "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
-    for package in ("agssp-zoo", "numpy", "pillow", "onnxruntime", "torch", "onnx", "onnxscript"):
+    for package in ("agssp-zoo", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx", "onnxscript"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

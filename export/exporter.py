@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE
 from agssp_zoo.errors import ExportError, InvalidArgumentError, MissingDependencyError
 from agssp_zoo.folder import CHECKSUMS, ModelFolder, update_checksums
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig
     from agssp_zoo.models import ZooModule
 
-WEIGHTS = "model.safetensors"
+RAW_FILE = "model_raw.onnx"
 OPSET = 18
 """The oldest operator set that has all we use, for the widest choice of runtimes."""
 CONTRACT_VERSION = 1
@@ -73,23 +74,23 @@ def export_onnx(
         ExportError: the model cannot be exported, or the file does not answer what PyTorch answers.
         ModelNotFoundError, HubError, IntegrityError, CheckpointError: the model cannot be loaded.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(f"Exporting needs {', '.join(missing)}; run `pip install 'agssp-zoo[export]'`.")
+    need_packages()
     if opset < OPSET:
         raise InvalidArgumentError(f"opset={opset}: the graph needs operator set {OPSET} or newer.")
     module, folder = _load(model)
-    target = _target(out, folder, raw)
+    target = target_file(out, folder, RAW_FILE if raw else ONNX_FILE)
     # Only now, since this imports torch and the exporter.
+    from .graph import unify_opset
     from .network import default_sizes, takes_sizes, trace
     from .verification import verify_file
 
-    with _building(target) as temporary:
+    with building(target) as temporary:
         network = trace(module, raw=raw, opset=opset)
         graph = network if raw or module.config.task == "backbone" else _with_selection(network, module.config)
         if takes_sizes(module):
             # An initialiser that is also a graph input: a default that a caller may override.
             graph.graph.initializer.append(default_sizes())
+        unify_opset(graph)
         _describe(graph, module.config, raw=raw)
         import onnx
 
@@ -113,12 +114,22 @@ def _load(model: ZooModule | ModelFolder | str | os.PathLike[str]) -> tuple[ZooM
         from agssp_zoo.hub import resolve
 
         model = resolve(model)
-    return load(model.config, model.file(WEIGHTS)), model
+    return load(model.config, model.file(WEIGHTS_FILE)), model
 
 
-def _target(out: str | os.PathLike[str] | None, folder: ModelFolder | None, raw: bool) -> Path:
-    """Where the file goes."""
-    name = "model_raw.onnx" if raw else "model.onnx"
+def need_packages() -> None:
+    """Raises MissingDependencyError when the ``export`` extra is not installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"Exporting needs {', '.join(missing)}; run `pip install 'agssp-zoo[export]'`.")
+
+
+def target_file(out: str | os.PathLike[str] | None, folder: ModelFolder | None, name: str) -> Path:
+    """Where a file goes: ``out``, or ``name`` in the model's own folder.
+
+    Raises:
+        InvalidArgumentError: there is no such place.
+    """
     if out is not None:
         target = Path(out).expanduser()
         if target.is_dir():
@@ -130,7 +141,7 @@ def _target(out: str | os.PathLike[str] | None, folder: ModelFolder | None, raw:
 
 
 @contextlib.contextmanager
-def _building(target: Path) -> Iterator[Path]:
+def building(target: Path) -> Iterator[Path]:
     """A temporary name beside ``target``, renamed to it at the end, or removed when anything fails."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

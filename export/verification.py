@@ -88,7 +88,7 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
                 raise ExportError(f"{path.name}: {name} is {defaults.get(name)}, but the config says {values}.")
     network = FromImages(module, raw=raw)
     sizes = SIZES if module.config.preprocess.stride > 1 else ANY_SIZES
-    inputs = [(f"{kind} of {'x'.join(map(str, size))}", images) for size in sizes for kind, images in _inputs(size)]
+    inputs = [(f"{kind} of {'x'.join(map(str, size))}", images) for size in sizes for kind, images in example_inputs(size)]
     for (where, images), candidates in zip(inputs, itertools.cycle(CANDIDATES), strict=False):
         feeds = {"images": images}
         if takes_sizes(module) and where.startswith("noise"):  # on the other images all is valid, without being told
@@ -227,7 +227,7 @@ def _postprocess(config: ModelConfig) -> Postprocess:
     return config.postprocess
 
 
-def _inputs(size: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
+def example_inputs(size: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
     """Kind and pixels, uint8 (batch, height, width, 3): plain noise, and gray surfaces with grain and marks."""
     generator = np.random.default_rng(sum(size))
     batch, height, width = size

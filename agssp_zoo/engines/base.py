@@ -10,20 +10,38 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agssp_zoo.errors import EngineError, InvalidArgumentError
+from agssp_zoo.errors import EngineError, InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agssp_zoo.config import ModelConfig
     from agssp_zoo.folder import ModelFolder
 
 ONNX_FILE = "model.onnx"
 WEIGHTS_FILE = "model.safetensors"
+PRECISION_FILES = {"float32": ONNX_FILE, "float16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+"""Precision -> the file of a model folder; made by ``agssp-zoo export``, with ``--fp16`` and ``--int8``."""
 
 Provider = str | tuple[str, Mapping[str, Any]]
 
-_SERVES = {"onnx": ("onnxruntime", ONNX_FILE), "pytorch": ("torch", WEIGHTS_FILE)}
-"""Engine -> the package it needs and the file it reads, in the order in which "auto" tries them."""
-_INSTALL = {"onnx": "pip install onnxruntime", "pytorch": "pip install 'agssp-zoo[torch]'"}
+_PACKAGES = {"onnx": "onnxruntime", "pytorch": "torch", "openvino": "openvino"}
+"""Engine -> the package it needs."""
+_AUTO = ("onnx", "pytorch")
+"""What "auto" tries, in order; OpenVINO computes in bfloat16 where it can, which nobody should get unasked."""
+_INSTALL = {
+    "onnx": "pip install onnxruntime",
+    "pytorch": "pip install 'agssp-zoo[torch]'",
+    "openvino": "pip install 'agssp-zoo[openvino]'",
+}
+_FILES: dict[str, dict[str | None, str]] = {
+    "onnx": {None: ONNX_FILE} | dict(PRECISION_FILES.items()),
+    "pytorch": {None: WEIGHTS_FILE, "float32": WEIGHTS_FILE},
+    "openvino": {None: ONNX_FILE, "float32": ONNX_FILE, "bfloat16": ONNX_FILE, "float16": ONNX_FILE}
+    | {"int8": PRECISION_FILES["int8"]},
+}
+"""Engine -> precision -> the file of a model folder that it reads. OpenVINO itself changes the precision of floats."""
+_MAKE = {"int8": " --int8 --calibration DIR", "float16": " --fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,59 +123,114 @@ def load_engine(
     engine: str = "auto",
     device: str = "cpu",
     providers: Sequence[Provider] | None = None,
+    precision: str | None = None,
 ) -> Engine:
     """Loads a detector into an engine.
 
     Args:
         folder: the model.
-        engine: ``"onnx"``, ``"pytorch"``, or ``"auto"``: the first of them that the folder's files and the installed
-            packages serve.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, with PyTorch also ``"mps"``, ``"xpu"`` ...
+        engine: ``"onnx"``, ``"pytorch"``, ``"openvino"``, or ``"auto"``: the first of the first two that the folder's
+            files and the installed packages serve.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, with ONNX also ``"tensorrt"``, with PyTorch also ``"mps"``,
+            ``"xpu"``, with OpenVINO also ``"gpu"`` ...
         providers: ONNX Runtime's execution providers instead of a device, names or (name, options).
+        precision: see :func:`agssp_zoo.load_detector`.
 
     Raises:
-        EngineError: no engine serves, or the device or provider is not there.
-        InvalidArgumentError: an unknown engine, or providers for an engine that has none.
+        EngineError: no engine serves, or the device, provider or precision is not there.
+        MissingDependencyError: OpenVINO is asked for and not installed.
+        InvalidArgumentError: an unknown engine or precision, or providers for an engine that has none.
         ModelNotFoundError, HubError, IntegrityError, ConfigError, CheckpointError: a file is missing or wrong.
     """
-    chosen = choose_engine(folder, engine, device, providers)
-    if chosen == "onnx":
-        from agssp_zoo.engines.onnx import OnnxEngine
+    chosen = choose_engine(folder, engine, device, providers, precision)
+    file = folder.file(_FILES[chosen][precision])
+    if chosen == "pytorch":
+        from agssp_zoo.engines.pytorch import PyTorchEngine
 
-        return OnnxEngine.load(folder.file(ONNX_FILE), device=device, providers=providers, config=folder.config)
-    from agssp_zoo.engines.pytorch import PyTorchEngine
+        return PyTorchEngine.load(folder, device=device)
+    return load_file(file, chosen, device, providers, precision, folder.config)
 
-    return PyTorchEngine.load(folder, device=device)
+
+def load_file(
+    path: Path,
+    engine: str = "onnx",
+    device: str = "cpu",
+    providers: Sequence[Provider] | None = None,
+    precision: str | None = None,
+    config: ModelConfig | None = None,
+) -> Engine:
+    """Opens a detector's ONNX file. Arguments and errors as for :func:`load_engine`.
+
+    Args:
+        path: the file.
+        engine: ``"onnx"`` or ``"openvino"``.
+        device: where it runs.
+        providers: ONNX Runtime's.
+        precision: with ONNX Runtime the file's own; with OpenVINO what it computes in.
+        config: the folder's; ``None`` takes the one in the file.
+    """
+    if engine == "openvino":
+        from agssp_zoo.engines.openvino import OpenVinoEngine
+
+        if providers:
+            raise InvalidArgumentError(f"providers are ONNX Runtime's; engine={engine!r} takes a device.")
+        # What is not in 8 bits in a quantised file stays in float32: its figures were measured so.
+        wanted = "float32" if precision == "int8" else precision
+        return OpenVinoEngine(path, device=device, precision=wanted, config=config)
+    from agssp_zoo.engines.onnx import OnnxEngine
+
+    return OnnxEngine.load(path, device=device, providers=providers, config=config)
 
 
 def choose_engine(
-    folder: ModelFolder, engine: str = "auto", device: str = "cpu", providers: Sequence[Provider] | None = None
+    folder: ModelFolder,
+    engine: str = "auto",
+    device: str = "cpu",
+    providers: Sequence[Provider] | None = None,
+    precision: str | None = None,
 ) -> str:
     """Which engine to take. Arguments and errors as for :func:`load_engine`."""
+    known = list(dict.fromkeys(name for files in _FILES.values() for name in files if name is not None))
+    if precision is not None and precision not in known:
+        raise InvalidArgumentError(f"precision={precision!r}; choose one of {', '.join(map(repr, known))}.")
     if engine == "auto":
-        for name in _SERVES:
-            if _lacks(name, folder) is None and not (name != "onnx" and providers) and _has_device(name, device):
+        for name in _AUTO:
+            if (
+                _lacks(name, folder, precision) is None
+                and not (name != "onnx" and providers)
+                and _has_device(name, device)
+            ):
                 return name
-        reasons = "; ".join(f"{name}: {_lacks(name, folder) or f'no {providers or device}'}" for name in _SERVES)
+        reasons = "; ".join(
+            f"{name}: {_lacks(name, folder, precision) or f'no {providers or device}'}" for name in _AUTO
+        )
         raise EngineError(f"No engine can run {folder.path} here ({reasons}).")
-    if engine not in _SERVES:
-        raise InvalidArgumentError(f"engine={engine!r}; choose 'auto', {' or '.join(map(repr, _SERVES))}.")
+    if engine not in _FILES:
+        raise InvalidArgumentError(f"engine={engine!r}; choose 'auto', {' or '.join(map(repr, _FILES))}.")
     if providers and engine != "onnx":
         raise InvalidArgumentError(f"providers are ONNX Runtime's; engine={engine!r} takes a device.")
-    package = _SERVES[engine][0]
+    if precision not in _FILES[engine]:
+        others = " or ".join(repr(name) for name, files in _FILES.items() if precision in files)
+        raise InvalidArgumentError(f"engine={engine!r} has no precision={precision!r}; {others} has.")
+    package = _PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
-        raise EngineError(f"engine={engine!r} needs {package}, which is not installed; run `{_INSTALL[engine]}`.")
-    if engine == "onnx" and not folder.has(ONNX_FILE):
+        kind = MissingDependencyError if engine == "openvino" else EngineError
+        raise kind(f"engine={engine!r} needs {package}, which is not installed; run `{_INSTALL[engine]}`.")
+    file = _FILES[engine][precision]
+    if file != WEIGHTS_FILE and not folder.has(file):
+        instead = ", or take engine='pytorch'" if file == ONNX_FILE else ""
         raise EngineError(
-            f"{folder.path} holds no {ONNX_FILE}; make it with `agssp-zoo export {folder.path}`, or take "
-            "engine='pytorch'."
+            f"{folder.path} holds no {file}; make it with "
+            f"`agssp-zoo export {folder.path}{_MAKE.get(precision or '', '')}`{instead}."
         )
     return engine
 
 
-def _lacks(engine: str, folder: ModelFolder) -> str | None:
+def _lacks(engine: str, folder: ModelFolder, precision: str | None) -> str | None:
     """Why an engine does not serve; ``None`` when it does."""
-    package, file = _SERVES[engine]
+    package, file = _PACKAGES[engine], _FILES[engine].get(precision)
+    if file is None:
+        return f"no {precision}"
     if not folder.has(file):
         return f"there is no {file}"
     if importlib.util.find_spec(package) is None:
@@ -169,10 +242,10 @@ def _has_device(engine: str, device: str) -> bool:
     """Whether "auto" may take an engine for a device; an explicit choice gets an error of the engine itself."""
     if engine != "onnx" or device == "cpu":
         return True
-    from agssp_zoo.engines.onnx import provider_for
+    from agssp_zoo.engines.providers import providers_for
 
     try:
-        provider_for(device)
+        providers_for(device)
     except EngineError:
         return False
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,17 @@ from numpy.typing import NDArray
 
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.engines.base import Provider, RawDetections, score_thresholds
+from agssp_zoo.engines.contract import check_same_model, read_metadata, thread_count
+from agssp_zoo.engines.providers import (
+    check_in_use,
+    check_installation,
+    check_providers,
+    full_names,
+    load_libraries,
+    providers_for,
+)
 from agssp_zoo.errors import EngineError, InvalidArgumentError
 
-CONTRACT_VERSION = 1
-"""The newest contract of inputs and outputs that this version runs."""
-CPU = "CPUExecutionProvider"
-_DEVICES = {"cuda": "CUDAExecutionProvider", "rocm": "ROCMExecutionProvider", "dml": "DmlExecutionProvider"}
 _ERROR_SEVERITY = 3
 _SPIN_MICROSECONDS = "50"
 
@@ -48,8 +52,8 @@ class OnnxModel:
 
         Args:
             path: the ONNX file.
-            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
-            providers: ONNX Runtime's own names, or (name, options), instead of a device.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"tensorrt"`` ...
+            providers: ONNX Runtime's names, in short (``"cuda"``) or in full, or (name, options), instead of a device.
             config: the config to go by, e.g. of the file's folder; ``None`` takes the one in the file.
 
         Raises:
@@ -59,20 +63,17 @@ class OnnxModel:
         self.path = Path(path)
         if isinstance(providers, str):
             raise InvalidArgumentError(f"providers={providers!r}: give a list, [{providers!r}].")
-        wanted = [*providers] if providers else [provider_for(device)]
+        check_installation()
+        wanted = full_names(providers) if providers else providers_for(device)
         names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
         check_providers(names)
+        load_libraries(names)
         self.session = _open_session(self.path, wanted)
-        in_use = self.session.get_providers()
-        if missing := [name for name in names if name not in in_use]:
-            raise EngineError(
-                f"{', '.join(missing)} cannot be used here (its libraries do not load); in use would be "
-                f"{', '.join(in_use)}. Install what the provider needs, or choose another."
-            )
+        check_in_use(names, self.session.get_providers())
         metadata = self.session.get_modelmeta().custom_metadata_map
-        self.outputs, own = _read_metadata(self.path, metadata)
+        self.outputs, own = read_metadata(self.path, metadata)
         if config is not None:
-            _check_same_model(self.path, own, config)
+            check_same_model(self.path, own, config)
         self.config = own if config is None else config
         self.output_names = [output.name for output in self.session.get_outputs()]
 
@@ -160,46 +161,24 @@ def takes_class_thresholds(session: Any) -> bool:
     return shapes not in ([], [[1]])
 
 
-def provider_for(device: str) -> Provider:
-    """The execution provider of a device.
-
-    Raises:
-        EngineError: ONNX Runtime has none for it here.
-    """
-    kind, _, number = device.partition(":")
-    if kind == "cpu":
-        return CPU
-    provider = _DEVICES.get(kind)
-    if provider is None or (number and not number.isdecimal()):
-        known = ", ".join(map(repr, ("cpu", *_DEVICES)))
-        raise EngineError(f"device={device!r}: engine='onnx' knows {known}, or give providers=[...].")
-    check_providers([provider])
-    return provider, {"device_id": int(number or 0)}
-
-
-def check_providers(names: Sequence[str]) -> None:
-    """Raises EngineError, with what there is, when ONNX Runtime was not built with one of the providers."""
-    there = onnxruntime.get_available_providers()
-    if missing := [name for name in names if name not in there]:
-        raise EngineError(
-            f"ONNX Runtime has no {', '.join(map(str, missing))} here; it has {', '.join(there)}. "
-            "For a GPU install onnxruntime-gpu in place of onnxruntime."
-        )
-
-
-def _open_session(path: Path, providers: Sequence[Provider]) -> Any:
-    """A session, set up for quick starts and changing input sizes."""
+def session_options() -> Any:
+    """How our sessions are set up: for quick starts and changing input sizes."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR_SEVERITY
     # A memory pattern is kept for every input size ever seen, and doubles the first one's memory; without patterns
     # the speed is the same.
     options.enable_mem_pattern = False
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = thread_count()
     # Waiting threads spin, by default for so long that they take the cores from whoever decodes the next image. Older
     # versions do not know the entry and pass over it.
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
+    return options
+
+
+def _open_session(path: Path, providers: Sequence[Provider]) -> Any:
+    """A session on a file."""
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(os.fspath(path), session_options(), providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise EngineError(
             f"{path} cannot be opened as ONNX: {_first_line(error)} It is damaged, no ONNX file, or too new for "
@@ -209,58 +188,12 @@ def _open_session(path: Path, providers: Sequence[Provider]) -> Any:
     return session
 
 
-def _threads() -> int:
-    """How many threads to use; 0 leaves it to ONNX Runtime, which takes one a physical core.
-
-    It overlooks what everyone else heeds: OMP_NUM_THREADS, and a process bound to some of the cores, whose surplus
-    threads would wait for each other, spinning.
-    """
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdecimal():
-        return int(told)
-    if hasattr(os, "sched_getaffinity"):
-        mine = len(os.sched_getaffinity(0))
-        if mine < (os.cpu_count() or 1):
-            return mine
-    return 0
-
-
 def _give_back_memory() -> None:
     """Returns what optimising the graph has left in glibc's heap: about the size of the file."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)
-
-
-def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[str, ModelConfig]:
-    """What the file holds, and its config."""
-    if "config" not in metadata or "contract_version" not in metadata:
-        raise EngineError(f"{path} is not an ONNX file of agssp-zoo; make one with `agssp-zoo export`.")
-    version = metadata["contract_version"]
-    if not version.isdecimal() or int(version) > CONTRACT_VERSION:
-        raise EngineError(
-            f"{path} follows contract {version} of inputs and outputs, newer than this installation "
-            f"({CONTRACT_VERSION}); run `pip install -U agssp-zoo`."
-        )
-    config = ModelConfig.from_json(metadata["config"], where=f"{path}: config")
-    return metadata.get("outputs", "features" if config.task == "backbone" else "detections"), config
-
-
-def _check_same_model(path: Path, own: ModelConfig, config: ModelConfig) -> None:
-    """Names, sizes and thresholds of a folder's config may be changed; what the graph has in it may not."""
-    for what, in_file, in_config in (
-        ("architecture", own.architecture, config.architecture),
-        ("options", json.dumps(dict(own.options), sort_keys=True), json.dumps(dict(config.options), sort_keys=True)),
-        ("number of classes", len(own.class_names), len(config.class_names)),
-        ("preprocess.mean", own.preprocess.mean, config.preprocess.mean),
-        ("preprocess.std", own.preprocess.std, config.preprocess.std),
-    ):
-        if in_file != in_config:
-            raise EngineError(
-                f"{path} was exported with {what} {in_file}, but the folder's config.json says {in_config}; "
-                "export it again with `agssp-zoo export`."
-            )
 
 
 def _first_line(error: Exception) -> str:

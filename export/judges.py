@@ -1,0 +1,105 @@
+"""Is a changed file of a detector as good as the float one? By labels, or by what the float one detects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agssp_zoo.errors import ExportError
+
+from .calibration import Progress
+
+if TYPE_CHECKING:
+    from agssp_zoo.config import ModelConfig
+    from agssp_zoo.detector import Detector
+
+SAME_BOX = 0.75
+"""IoU from which two files have found the same."""
+
+
+class Judge(Protocol):
+    """Says how good a detector is."""
+
+    measure: str
+
+    def measured(self, detector: Detector) -> tuple[float, float]:
+        """Points of 100, and what decides between equal ones."""
+        ...
+
+
+class Labels:
+    """map50_95 on labelled images."""
+
+    measure = "map50_95"
+
+    def __init__(self, data: str | os.PathLike[str], split: str) -> None:
+        from agssp_zoo.training.data import read_dataset
+
+        self._data, self._split = read_dataset(data), split
+
+    def measured(self, detector: Detector) -> tuple[float, float]:
+        """See :class:`Judge`; raises DataError where the data do not suit the detector."""
+        from agssp_zoo.training.evaluation import validate
+
+        return 100 * float(validate(detector, self._data, split=self._split, command="").metrics.map50_95), 0.0
+
+
+class Agreement:
+    """How many detections of the float file the other one has as well, and the other way round.
+
+    A detection of either file counts as found when the other has one of the same class at an IoU of 0.75 or more, whose
+    score may lie below the model's threshold by half of it: one that only slips under the threshold is a matter of the
+    threshold. Where as many are found, the mean IoU decides.
+    """
+
+    measure = "agreement"
+
+    def __init__(self, images: Sequence[Any], reference: Detector, progress: Progress) -> None:
+        self._images = images
+        self._expected = [self._answers(reference, image) for image in progress(images, len(images), "float (images)")]
+        if not any((scores > self._conf(reference)).any() for _, scores, _ in self._expected):
+            raise ExportError(
+                f"The float model detects nothing in {len(images)} calibration images, so there is nothing to compare "
+                "with; give labelled images (--validation) or calibration images that show defects."
+            )
+
+    @staticmethod
+    def _conf(detector: Detector) -> float:
+        return detector.config.postprocess.conf if detector.config.postprocess else 0.25
+
+    def _answers(self, detector: Detector, image: Any) -> tuple[Any, Any, Any]:
+        raw = detector.engine.run(image[None], conf=self._conf(detector) / 2)
+        count = int(raw.count[0])
+        return raw.boxes[0, :count], raw.scores[0, :count], raw.labels[0, :count]
+
+    def measured(self, detector: Detector) -> tuple[float, float]:
+        """See :class:`Judge`."""
+        conf = self._conf(detector)
+        near: list[float] = []
+        for image, expected in zip(self._images, self._expected, strict=True):
+            answer = self._answers(detector, image)
+            near += _nearness(expected, answer, conf) + _nearness(answer, expected, conf)
+        number = max(len(near), 1)
+        return 100 * sum(iou >= SAME_BOX for iou in near) / number, sum(near) / number
+
+
+def _nearness(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], conf: float) -> list[float]:
+    """For every detection of ``one`` above the threshold the best IoU with one of ``other`` of the same class."""
+    from agssp_zoo.geometry import box_iou
+
+    sure = one[1] > conf
+    if not len(other[1]):
+        return [0.0] * int(sure.sum())
+    overlap = box_iou(one[0][sure], other[0]) * (one[2][sure][:, None] == other[2][None])
+    best: list[float] = overlap.max(1).tolist()
+    return best
+
+
+def open_detector(path: Path, config: ModelConfig) -> Detector:
+    """A file in ONNX Runtime, on the CPU."""
+    from agssp_zoo.detector import Detector
+    from agssp_zoo.engines.onnx import OnnxEngine
+
+    return Detector(OnnxEngine.load(path, config=config))

@@ -1,0 +1,297 @@
+"""From a float detector to 8 bits: calibrated on a user's images, chosen by measurement, kept only when it is as good.
+
+Static quantisation in ONNX's QDQ form by onnxruntime.quantization: uint8 activations of one scale a tensor, int8
+weights of one scale an output channel. The last convolutions, decoding and suppression stay in float32, and inputs,
+outputs and metadata are those of the float file. :mod:`agssp_zoo.export.int8_graph` says what is done to the graph
+around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agssp_zoo.engines.base import PRECISION_FILES
+from agssp_zoo.errors import ExportError, InvalidArgumentError
+from agssp_zoo.folder import CHECKSUMS, update_checksums
+
+from .calibration import METHODS, CalibrationImages, Progress, choose_ranges, collect
+from .exporter import building, need_packages, target_file
+from .judges import Agreement, Judge, Labels, open_detector
+from .sources import FloatFile, float_file
+
+if TYPE_CHECKING:
+    import onnx
+
+    from agssp_zoo.config import ModelConfig
+    from agssp_zoo.folder import ModelFolder
+
+    from .calibration import Ranges
+    from .int8_graph import Plan
+
+HELD_OUT = 4
+"""Without labels, one of so many calibration images is kept to compare the two files on."""
+MOST_COMPARED = 100
+"""Of those."""
+_LEAST_WIDTH = 1e-6
+"""Of a range: a tensor may be the same everywhere."""
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How a detector is quantised.
+
+    Attributes:
+        max_drop: points that map50_95 (without labels: the agreement) may fall by, of 100.
+        full_range: weights in all 8 bits instead of 7. CPUs without VNNI add two products of 8 bits in 16, which
+            overflows with all 8; 7 bits give the same answers on every CPU.
+        methods: ways to choose ranges, of :data:`agssp_zoo.export.calibration.METHODS`; all are tried.
+        images: numbers of calibration images; the methods are tried with the first, the best of them with the others.
+        split: of the validation data.
+    """
+
+    max_drop: float = 0.5
+    full_range: bool = False
+    methods: tuple[str, ...] = METHODS
+    images: tuple[int, ...] = (256, 64, 16)
+    split: str = "val"
+
+    def __post_init__(self) -> None:
+        """Refuses values that make no sense, before a long run begins."""
+        if not 0 <= self.max_drop <= 100:
+            raise InvalidArgumentError(f"max_drop is {self.max_drop}; give points from 0 to 100.")
+        if not self.methods or not set(self.methods) <= set(METHODS):
+            raise InvalidArgumentError(f"methods are {self.methods}; choose of {', '.join(METHODS)}.")
+        if not self.images or min(self.images) < 1:
+            raise InvalidArgumentError(f"images are {self.images}; give whole numbers from 1.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to choose the ranges, and what came of it: ``points`` of 100, and what decides where they are equal."""
+
+    method: str
+    images: int
+    points: float
+    closeness: float = 0.0
+
+
+@dataclass(frozen=True)
+class Int8Result:
+    """A quantised file.
+
+    Attributes:
+        path: the file.
+        measure: ``"map50_95"``, or ``"agreement"`` where there were no labels.
+        before: points of the float file, of 100; after: of the quantised one.
+        chosen: the trial that the file is of.
+        trials: all of them, in order.
+    """
+
+    path: Path
+    measure: str
+    before: float
+    after: float
+    chosen: Trial
+    trials: tuple[Trial, ...]
+
+
+def export_int8(
+    model: ModelFolder | str | os.PathLike[str],
+    calibration: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    validation: str | os.PathLike[str] | None = None,
+    settings: Int8Settings = Int8Settings(),
+    progress: Progress | None = None,
+) -> Int8Result:
+    """Quantises a detector, and puts the file in place when it is nearly as good as the float one.
+
+    Args:
+        model: a YOLOv8 detector: a model folder, a model's name, or an ONNX file of ``agssp-zoo export``.
+        calibration: a folder of images from the line, a hundred or more; they go through the model's own letterbox.
+        out: the file; ``None`` takes ``model.int8.onnx`` in the model's own folder, whose checksums are updated.
+        validation: labelled images to measure map50_95 on; ``None`` compares the detections with the float file's on
+            calibration images that are held out.
+        settings: the limits, and what is tried.
+        progress: shows how far the work is.
+
+    Raises:
+        DataError: no calibration images, or all alike; validation data that cannot be read.
+        ExportError: no such detector, or the quantised one is too much worse; then nothing is written.
+        InvalidArgumentError: no place for the file.
+        MissingDependencyError: the ``export`` extra is not installed, or with labels the ``train`` extra.
+        ModelNotFoundError, HubError, IntegrityError, CheckpointError, EngineError: the model cannot be loaded.
+    """
+    need_packages()
+    show = no_progress if progress is None else progress
+    source = float_file(model)
+    target = target_file(out, source.folder, PRECISION_FILES["int8"])
+    _check_kind(source)
+    images = CalibrationImages(calibration, source.config.preprocess, max(settings.images) + MOST_COMPARED)
+    with source.opened() as path, building(target) as temporary:
+        judge: Judge
+        if validation is None:
+            number = min(max(len(images) // HELD_OUT, 1), MOST_COMPARED)
+            judge, images = Agreement(images[:number], open_detector(path, source.config), show), images[number:]
+        else:
+            judge = Labels(validation, settings.split)
+        result = _search(path, temporary, source.config, images, judge, settings, show)
+        if result.before - result.after > settings.max_drop:
+            raise ExportError(_too_bad(source, result, settings, labelled=validation is not None))
+    if (target.parent / CHECKSUMS).is_file():
+        update_checksums(target.parent, [target.name])
+    return Int8Result(target, result.measure, result.before, result.after, result.chosen, result.trials)
+
+
+def _search(
+    path: Path,
+    temporary: Path,
+    config: ModelConfig,
+    images: Sequence[Any],
+    judge: Judge,
+    settings: Int8Settings,
+    progress: Progress,
+) -> Int8Result:
+    """Tries every method with the most images, then the best one with fewer; the best file lies in ``temporary``."""
+    import onnx
+
+    from .int8_graph import plan, prepare
+
+    before, _ = judge.measured(open_detector(path, config))  # first, since it tells whether the data suit the model
+    prepared = prepare(onnx.load(path))
+    todo = plan(prepared)
+    numbers = list(dict.fromkeys(min(number, len(images)) for number in settings.images))
+    histograms = collect(prepared, todo, images[: max(numbers)], numbers, progress)
+    trials: list[Trial] = []
+    best: Trial | None = None
+    tries = temporary.with_name(temporary.name + ".try")
+
+    def attempt(method: str, number: int) -> None:
+        nonlocal best
+        quantized = quantize(prepared, todo, choose_ranges(histograms[number], todo, method), settings.full_range)
+        what = {"method": method, "images": number, "full_range": settings.full_range}
+        _add_metadata(quantized, {"precision": "int8", "calibration": json.dumps(what)})
+        onnx.save(quantized, tries)
+        trial = Trial(method, number, *judge.measured(open_detector(tries, config)))
+        trials.append(trial)
+        if best is None or (trial.points, trial.closeness) > (best.points, best.closeness):
+            best = trial
+            tries.replace(temporary)
+
+    rounds = [(method, numbers[0]) for method in settings.methods]
+    try:
+        for method, number in progress(rounds, len(rounds), "trying calibrations"):
+            attempt(method, number)
+        for number in progress(numbers[1:], len(numbers) - 1, "trying numbers of images"):
+            attempt(_chosen(best).method, number)
+        onnx.checker.check_model(os.fspath(temporary))
+    finally:
+        tries.unlink(missing_ok=True)
+    return Int8Result(temporary, judge.measure, before, _chosen(best).points, _chosen(best), tuple(trials))
+
+
+def quantize(prepared: onnx.ModelProto, plan: Plan, ranges: Ranges, full_range: bool) -> onnx.ModelProto:
+    """Quantises a prepared float graph.
+
+    Args:
+        prepared: of :func:`agssp_zoo.export.int8_graph.prepare`.
+        plan: what of it.
+        ranges: name of an activation -> its lowest and highest value.
+        full_range: see :class:`Int8Settings`.
+    """
+    import numpy as np
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+
+    from .int8_graph import finish
+
+    model = onnx.ModelProto()
+    model.CopyFrom(prepared)
+    known = {entry.name for entry in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in plan.tensors
+        if name not in known
+    )
+    data = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(max(high, low + _LEAST_WIDTH)))
+        for name, (low, high) in ranges.items()
+    }
+    kinds = {node.op_type for node in model.graph.node if node.name in set(plan.nodes)}
+    with _quiet():
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=not full_range,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=list(plan.nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted(kinds),
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
+        quantizer.quantize_model()
+    finished: onnx.ModelProto = quantizer.model.model
+    finish(finished)
+    finished.producer_name, finished.producer_version = prepared.producer_name, prepared.producer_version
+    return finished
+
+
+def _check_kind(source: FloatFile) -> None:
+    """Only detectors that decide after their last convolutions can be split into 8 bits and float there."""
+    config = source.config
+    if config.task != "detector" or config.preprocess.pad_after_normalize:
+        raise ExportError(
+            f"{config.name} is a {config.architecture}; only YOLOv8 detectors are quantised to 8 bits. Export it as it "
+            "is, or as float16 (--fp16)."
+        )
+
+
+def _too_bad(source: FloatFile, result: Int8Result, settings: Int8Settings, *, labelled: bool) -> str:
+    drop = result.before - result.after
+    what = "map50_95" if labelled else "agreement with the float model"
+    more = "" if settings.full_range else ", or 8-bit weights for CPUs with VNNI (--full-range)"
+    return (
+        f"{source.config.name} in 8 bits: {what} falls from {result.before:.2f} to {result.after:.2f}, by {drop:.2f} "
+        f"points, and {settings.max_drop:g} are allowed; the best of {len(result.trials)} calibrations was "
+        f"{result.chosen.method} on {result.chosen.images} images. Nothing was written, the float file stays. Give "
+        f"more calibration images or others, a larger --max-drop{more}."
+    )
+
+
+def _chosen(best: Trial | None) -> Trial:
+    if best is None:
+        raise ExportError("No calibration was tried.")
+    return best
+
+
+def _add_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
+    import onnx
+
+    there = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, there | entries)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime.quantization speaks through the root logger of things that are seen to."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def no_progress(items: Iterable[Any], total: int, text: str) -> Iterator[Any]:
+    """Shows nothing."""
+    del total, text
+    yield from items
