@@ -70,3 +70,6 @@ def prefetch(items: Iterator[T], depth: int = 1) -> Iterator[T]:
     finally:
         stopped.set()
         thread.join()
+        close = getattr(items, "close", None)
+        if close is not None:  # what it reads from is let go now, be it a camera or a thread like this one
+            close()

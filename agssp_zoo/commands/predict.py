@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
     group.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
     group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    group.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     group.add_argument(
         "--channel-order",
         choices=("rgb", "bgr"),
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         tile=args.tile,
         overlap=args.overlap,
+        tile_whole=args.tile_whole,
         channel_order=args.channel_order,
         on_error=report,
     )
