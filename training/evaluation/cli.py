@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iou", type=float, help="IoU above which overlapping boxes are dropped (default: the model's)"
     )
+    parser.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
+    parser.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    parser.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     parser.add_argument(
         "--miss-rate", type=float, default=0.05, metavar="SHARE",
         help="share of a class's defects that its advised threshold may miss (default: 0.05)",
@@ -56,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         conf=args.conf,
         iou=args.iou,
+        tile=args.tile,
+        overlap=args.overlap,
+        tile_whole=args.tile_whole,
         miss_rate=args.miss_rate,
         max_det=args.max_det,
         single_class=args.single_class,
