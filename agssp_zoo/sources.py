@@ -138,7 +138,7 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
 def _list_folder(folder: Path) -> Iterator[tuple[Any, bool]]:
     """The image files directly in a folder; names only are held, so that a folder of any size fits."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if _is_image_name(e.name) and e.is_file()]
+        names = [e.name for e in entries if is_image_name(e.name) and e.is_file()]
     if not names:
         inside = folder / "**" / "*"
         message = f"{folder} holds no image files; for those in its sub-folders give {str(inside)!r}."
@@ -153,7 +153,7 @@ def _list_pattern(pattern: str) -> Iterator[tuple[Any, bool]]:
     import glob
 
     found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    paths = [path for path in found if _is_image_name(Path(path).name) and Path(path).is_file()]
+    paths = [path for path in found if is_image_name(Path(path).name) and Path(path).is_file()]
     if not paths:
         message = f"No image file matches {pattern!r}; check the path and the pattern."
         yield _Missing(SourceError(message), pattern), False
@@ -162,7 +162,8 @@ def _list_pattern(pattern: str) -> Iterator[tuple[Any, bool]]:
         yield path, True
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Whether a folder's file of that name is taken for an image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - of 100,000
 
 

@@ -180,7 +180,7 @@ def _announce(record: dict[str, Any], start: Start, resumed: bool) -> None:
     data, settings = record["data"], record["settings"]
     lines = [
         f"{settings['model']} on {data['name']} ({data['format']}): {data['train_images']} training "
-        f"{'tiles' if settings['tile'] else 'images'} and "
+        f"{'tiles ' if settings['tile'] else ''}and "
         f"{data['val_images']} validation images, {len(record['class_names'])} classes"
     ]
     if resumed:

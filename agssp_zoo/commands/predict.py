@@ -17,7 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json
+from agssp_zoo.commands.options import (
+    add_detecting_arguments,
+    add_running_arguments,
+    detecting_options,
+    load,
+    print_json,
+)
 from agssp_zoo.errors import InvalidArgumentError, SourceError
 
 if TYPE_CHECKING:
@@ -34,36 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help=f"where {PREDICTIONS} and {PICTURES}/ go")
     parser.add_argument("--model", "-m", help="name, model folder or hf://owner/repo (default: the default detector)")
     parser.add_argument("--no-images", action="store_true", help=f"write {PREDICTIONS} only")
-    group = parser.add_argument_group("detecting (defaults: the model's own)")
-    group.add_argument("--conf", type=float, metavar="SCORE", help="drop detections with a lower score, 0-1")
-    group.add_argument("--iou", type=float, help="of boxes overlapping more than this keep the best one, 0-1")
-    group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
-    group.add_argument("--size", type=_size, metavar="N|HxW", help="longer side, or a fixed canvas, in pixels")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
-    group.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
-    group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
-    group.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
+    group = add_detecting_arguments(parser)
     group.add_argument(
         "--channel-order",
         choices=("rgb", "bgr"),
         default="rgb",
         help="bgr for files whose red and blue were swapped when they were saved",
     )
-    group = parser.add_argument_group("running")
-    group.add_argument("--engine", choices=("auto", "onnx", "pytorch", "openvino"), default="auto")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
-    group.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
-    add_hub_arguments(parser)
+    add_running_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Detects; bad files are reported at the end, and make the exit code 1."""
-    from agssp_zoo.detector import load_detector
-
     out = Path(args.out).expanduser()
-    detector = load_detector(
-        args.model, engine=args.engine, device=args.device, providers=args.provider, **hub_options(args)
-    )
+    detector = load(args)
     failed: list[dict[str, str]] = []
 
     def report(path: str | None, error: Exception) -> None:
@@ -72,14 +62,7 @@ def run(args: argparse.Namespace) -> int:
     swapped = _Swapped(args.source, report) if args.channel_order == "bgr" else None
     found = detector.stream(
         swapped.images() if swapped else args.source,
-        conf=args.conf,
-        iou=args.iou,
-        max_det=args.max_det,
-        size=args.size,
-        batch=args.batch,
-        tile=args.tile,
-        overlap=args.overlap,
-        tile_whole=args.tile_whole,
+        **detecting_options(args),
         channel_order=args.channel_order,
         on_error=report,
     )
@@ -104,15 +87,6 @@ def run(args: argparse.Namespace) -> int:
     for one_failed in failed:
         sys.stderr.write(f"agssp-zoo: {one_failed['error']}\n")
     return 1 if failed else 0
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    """``640`` or ``256x1600``."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) == 1:
-        return sides[0]
-    height, width = sides
-    return height, width
 
 
 @contextmanager
