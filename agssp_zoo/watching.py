@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agssp_zoo.errors import InvalidArgumentError, SourceError
 from agssp_zoo.journal import Journal, Lock, Version, write_durably
+from agssp_zoo.prefetch import WriteBehind
 from agssp_zoo.sources import is_image_name, natural_key
 
 if TYPE_CHECKING:
@@ -213,39 +213,36 @@ class Watch:
         """Predicts some files; a thread draws and writes while the network works on the next."""
         paths = {str(self.settings.folder / version.name): version for version in ready}
         errors: dict[str, Exception] = {}
-        writer = _Writer(self._write)
         answers: list[Detections] = []
         # A reading error is told before the answers of the images before it have come out, so it is only noted here.
         stream = self.detector.stream(
             list(paths), **self.options, on_error=lambda path, error: errors.__setitem__(str(path), error)
         )
-        left = set(paths)
-        try:
+        left = dict.fromkeys(paths)
+
+        def hand_over() -> None:
+            path = str(answers[0].path)
+            left.pop(path, None)
+            writer.put(paths[path], tuple(answers), errors.get(path))
+            answers.clear()
+
+        with WriteBehind(self._write) as writer:
             for answer in stream:
                 if answers and answers[0].path != answer.path:
-                    left.discard(str(answers[0].path))
-                    writer.put(paths[str(answers[0].path)], answers, errors.get(str(answers[0].path)))
-                    answers = []
+                    hand_over()
                 answers.append(answer)
                 if answer.page is None:
-                    left.discard(str(answer.path))
-                    writer.put(paths[str(answer.path)], answers, errors.get(str(answer.path)))
-                    answers = []
+                    hand_over()
                 if self._stop.is_set():
                     break
                 if time.monotonic() - self._looked >= self._pause:
                     self._look()  # what comes meanwhile settles meanwhile
             else:
                 if answers:
-                    left.discard(str(answers[0].path))
-                    writer.put(paths[str(answers[0].path)], answers, errors.get(str(answers[0].path)))
-                for path in left & errors.keys():
-                    writer.put(paths[path], [], errors[path])
-        finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
-            writer.close()
+                    hand_over()
+                for path in left:
+                    if path in errors:
+                        writer.put(paths[path], (), errors[path])
         self._look()
 
     def _write(self, version: Version, answers: Sequence[Detections], error: Exception | None) -> None:
@@ -294,40 +291,3 @@ class Watch:
         """What the answer is called: by the file, and from its second version on with the version's number."""
         number = self.journal.counts.get(version.name, 0) + 1
         return version.name if number == 1 else f"{version.name}.{number}"
-
-
-_Todo = tuple[Version, list["Detections"], Exception | None]
-
-
-@dataclass
-class _Writer:
-    """Calls a function in a thread of its own, in order; its error is raised at the next call."""
-
-    write: Callable[[Version, Sequence[Detections], Exception | None], None]
-    todo: queue.Queue[_Todo | None] = field(default_factory=lambda: queue.Queue(4))
-    error: BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self.thread = threading.Thread(target=self._work, name="agssp-zoo-write", daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        while (one := self.todo.get()) is not None:
-            if self.error is None:
-                try:
-                    self.write(*one)
-                except BaseException as error:  # raised again where the next is put
-                    self.error = error
-
-    def put(self, version: Version, answers: list[Detections], error: Exception | None) -> None:
-        """Hands an image's answers on; waits while several wait."""
-        if self.error is not None:
-            raise self.error
-        self.todo.put((version, answers, error))
-
-    def close(self) -> None:
-        """Waits for the last one."""
-        self.todo.put(None)
-        self.thread.join()
-        if self.error is not None:
-            raise self.error

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,6 +25,7 @@ from agssp_zoo.commands.options import (
     print_json,
 )
 from agssp_zoo.errors import InvalidArgumentError, SourceError
+from agssp_zoo.prefetch import WriteBehind
 
 if TYPE_CHECKING:
     from agssp_zoo.detections import Detections
@@ -68,14 +69,15 @@ def run(args: argparse.Namespace) -> int:
     )
     out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
     pictures = None if args.no_images else _Pictures(out / PICTURES)
+    draw = nullcontext() if pictures is None else WriteBehind(pictures.save)
     images = detections = 0
     progress = _Progress(sys.stderr)
-    with _json_list(out / PREDICTIONS) as add:
+    with _json_list(out / PREDICTIONS) as add, draw as drawing:
         for answer in found:
             one = swapped.name(answer) if swapped else answer
             add(one.to_dict())
-            if pictures is not None:
-                pictures.save(one)
+            if drawing is not None:
+                drawing.put(one)
             images, detections = images + 1, detections + len(one)
             progress.show(images)
     progress.close()
