@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are told once, by us
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -105,6 +106,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     """What to install for a package that is not there."""
     package = (error.name or "").partition(".")[0]
     extra = {"torch": "torch", "torchvision": "torch", "onnx": "export", "onnxscript": "export", "openvino": "openvino"}
+    extra["cv2"] = "video"
     if package == "agssp_zoo":
         return f"This installation has no {error.name}; install agssp-zoo again."
     return f"This needs {package}, which is not installed: pip install 'agssp-zoo[{extra.get(package, 'train')}]'."

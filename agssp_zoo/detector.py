@@ -18,6 +18,7 @@ from agssp_zoo.geometry import Letterbox
 from agssp_zoo.images import ChannelOrder, check_channel_order
 from agssp_zoo.pipeline import OnError, Pipeline, Settings
 from agssp_zoo.tiling import Tiling
+from agssp_zoo.video import is_live
 
 if TYPE_CHECKING:
     from agssp_zoo.models import DetectorModule
@@ -135,7 +136,7 @@ class Detector:
 
         Args:
             source: path, folder, glob pattern, URL, bytes, PIL image, numpy array (H, W) or (H, W, 3) of uint8, uint16
-                or float in 0-1, or a list of these. How images become 8-bit RGB stands in
+                or float in 0-1, a video file, or a list of these. How images become 8-bit RGB stands in
                 :mod:`agssp_zoo.images`, what a folder or pattern stands for in :mod:`agssp_zoo.sources`.
             conf: drop detections with a score of this or below, 0-1; ``None``, as below, means the model's own.
             iou: of boxes of one class that overlap by more than this IoU, keep the best.
@@ -154,13 +155,15 @@ class Detector:
                 out, and one warning at the end lists them.
 
         Returns:
-            One :class:`Detections` an image, in order; every page of a TIFF is an image.
+            One :class:`Detections` an image, in order; every page of a TIFF and every frame of a video is an image.
 
         Raises:
             InvalidArgumentError: an argument that makes no sense.
             SourceError: nothing is found at a path; its kind ImageError where what is there is no image.
             EngineError: the network cannot be run.
         """
+        if is_live(source):
+            raise InvalidArgumentError(f"{source!r} has no end, so predict() would never answer; take stream().")
         return list(
             self.stream(
                 source,
@@ -192,8 +195,10 @@ class Detector:
         channel_order: ChannelOrder = "rgb",
         on_error: OnError | None = None,
     ) -> Iterator[Detections]:
-        """As :meth:`predict`, one answer after the other, in constant memory; ``source`` may also be a generator.
+        """As :meth:`predict`, one answer after the other, in constant memory.
 
+        ``source`` may also be a generator, a camera's number, or the address of a network stream (``rtsp://...``);
+        videos and cameras need the extra ``video``.
         While the network works on an image, a thread reads the next one, unless ``source`` is a generator.
         """
         check_channel_order(channel_order)

@@ -26,6 +26,7 @@ from agssp_zoo.commands.options import (
 )
 from agssp_zoo.errors import InvalidArgumentError, SourceError
 from agssp_zoo.prefetch import WriteBehind
+from agssp_zoo.video import is_live, is_video
 
 if TYPE_CHECKING:
     from agssp_zoo.detections import Detections
@@ -37,7 +38,9 @@ PICTURES = "annotated"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``predict``."""
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="image, folder, quoted pattern or URL")
+    parser.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="image, folder, quoted pattern, URL, video, camera:0 or rtsp://..."
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help=f"where {PREDICTIONS} and {PICTURES}/ go")
     parser.add_argument("--model", "-m", help="name, model folder or hf://owner/repo (default: the default detector)")
     parser.add_argument("--no-images", action="store_true", help=f"write {PREDICTIONS} only")
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     images = detections = 0
     progress = _Progress(sys.stderr)
     with _json_list(out / PREDICTIONS) as add, draw as drawing:
-        for answer in found:
+        for answer in _until_interrupted(found, live=any(map(is_live, args.source))):
             one = swapped.name(answer) if swapped else answer
             add(one.to_dict())
             if drawing is not None:
@@ -89,6 +92,15 @@ def run(args: argparse.Namespace) -> int:
     for one_failed in failed:
         sys.stderr.write(f"agssp-zoo: {one_failed['error']}\n")
     return 1 if failed else 0
+
+
+def _until_interrupted(found: Iterator[Detections], *, live: bool) -> Iterator[Detections]:
+    """All answers; of a camera, which has no end, those until Ctrl-C."""
+    try:
+        yield from found
+    except KeyboardInterrupt:
+        if not live:
+            raise
 
 
 @contextmanager
@@ -153,7 +165,8 @@ class _Pictures:
     def save(self, found: Detections) -> None:
         """Draws one image's detections."""
         source = Path((found.path or "image").split("?")[0])
-        stem = source.stem if found.page is None else f"{source.stem}_page{found.page}"
+        kind = "frame" if is_video(found.path) else "page"
+        stem = source.stem.replace(":", "") if found.page is None else f"{source.stem}_{kind}{found.page}"
         name = stem
         while name in self.used:  # the same name in another folder
             self.used[stem] += 1
