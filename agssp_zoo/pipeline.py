@@ -213,9 +213,9 @@ class Pipeline:
                 found.append((place.to_original(boxes) + np.array([left, top, left, top], np.float32), scores, labels))
             if chunk.last:
                 merged, found = tiling.merge(found, job.placement.image_size, iou), []
-                boxes, scores, labels = (column[: self.settings.max_det] for column in merged)
+                most = self.settings.max_det
                 job.timing["postprocess"] = (perf_counter() - started) * 1e3
-                yield self._answer(job, (boxes, scores, labels))
+                yield self._answer(job, (merged[0][:most], merged[1][:most], merged[2][:most]))
 
     def _infer(self, canvases: Sequence[Image], placements: Sequence[Placement]) -> RawDetections:
         """One run of the engine on canvases of one size."""

@@ -74,7 +74,7 @@ def _ends_at_border(boxes: Boxes, owner: NDArray[np.intp], windows: Boxes, image
     """(N, 4) whether the sides x1, y1, x2, y2 of a box lie at a border of its tile that is none of the image."""
     borders = windows[owner][:, [1, 0, 3, 2]]
     sides = (borders[:, 2:] - borders[:, :2])[:, [0, 1, 0, 1]]
-    inner = borders != np.array([0, 0, image_size[1], image_size[0]], np.float32)
+    inner: Bools = borders != np.array([0, 0, image_size[1], image_size[0]], np.float32)
     near: Bools = np.abs(boxes - borders) <= np.maximum(SLACK * sides, 2.0)
     return near & inner
 

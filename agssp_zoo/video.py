@@ -32,7 +32,7 @@ def is_live(source: Any) -> bool:
     """Whether a source is a camera (its number, or ``"camera:0"``) or a network stream: without an end."""
     if isinstance(source, str):
         return _LIVE.match(source) is not None
-    return isinstance(source, (int, np.integer)) and not isinstance(source, bool) and source >= 0
+    return isinstance(source, (int, np.integer)) and not isinstance(source, bool) and int(source) >= 0
 
 
 def is_video(source: Any) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import InvalidArgumentError, SourceError
 from agssp_zoo.journal import Journal, Lock, Version, write_durably
@@ -33,12 +33,6 @@ ANSWERS = "results"
 PICTURES = "annotated"
 ROUND = 64
 """At most so many files go to the detector at once: then the folder is looked at again."""
-
-
-class Streams(Protocol):
-    """What is needed of a detector."""
-
-    def stream(self, source: Any, **options: Any) -> Iterator[Detections]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,9 @@ class Watch:
     """Predicts what appears in a folder.
 
     Args:
-        detector: that finds the defects.
+        stream: a detector's.
         settings: of the watch.
-        options: keywords of ``Detector.stream``.
+        options: keywords of it.
         report: is told one line about every file that cannot be read.
 
     Raises:
@@ -109,12 +103,12 @@ class Watch:
 
     def __init__(
         self,
-        detector: Streams,
+        stream: Callable[..., Iterator[Detections]],
         settings: WatchSettings,
         options: Mapping[str, Any],
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.detector, self.settings, self.options, self.report = detector, settings, dict(options), report
+        self.stream, self.settings, self.options, self.report = stream, settings, dict(options), report
         out = settings.out
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +209,7 @@ class Watch:
         errors: dict[str, Exception] = {}
         answers: list[Detections] = []
         # A reading error is told before the answers of the images before it have come out, so it is only noted here.
-        stream = self.detector.stream(
+        stream = self.stream(
             list(paths), **self.options, on_error=lambda path, error: errors.__setitem__(str(path), error)
         )
         left = dict.fromkeys(paths)

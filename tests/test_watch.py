@@ -67,7 +67,7 @@ class Running:
     def __init__(self, detector, line: Path, out: Path, once: bool = False, **settings: Any) -> None:
         self.said: list[str] = []
         chosen = WatchSettings(line, out, **{"interval": 0.02, "settle": 0.1, **settings})
-        self.watch = Watch(detector, chosen, {}, self.said.append)
+        self.watch = Watch(detector.stream, chosen, {}, self.said.append)
         self.thread = threading.Thread(target=self.watch.run, kwargs={"once": once}, daemon=True)
         self.thread.start()
 
@@ -225,7 +225,7 @@ def test_a_crash_between_answer_and_journal(detector, line: Path, tmp_path: Path
     monkeypatch.setattr(Journal, "add", crash)
     chosen = WatchSettings(line, out, files=files, pictures=True, interval=0.01, settle=0.05)
     with pytest.raises(OSError, match="power cut"):
-        Watch(detector, chosen, {}).run(once=True)
+        Watch(detector.stream, chosen, {}).run(once=True)
     monkeypatch.undo()
     assert (out / "annotated" / "b.png.jpg").is_file()
     (out / "annotated" / ".c.png.77.tmp.jpg").write_bytes(b"half a picture")
@@ -317,7 +317,7 @@ def test_mistakes_are_one_clear_error(model: Path, line: Path, tmp_path: Path, c
 
 def test_two_watches_do_not_share_an_output(detector, line: Path, tmp_path: Path) -> None:
     with Running(detector, line, tmp_path / "out"), pytest.raises(SourceError, match="Another"):
-        Watch(detector, WatchSettings(line, tmp_path / "out"), {})
+        Watch(detector.stream, WatchSettings(line, tmp_path / "out"), {})
     once(detector, line, tmp_path / "out")
 
 

@@ -147,7 +147,7 @@ class Validator:
         if self.tiling is None:
             return found[0]
         corners = [np.array([left, top, left, top], np.float32) for top, left, _, _ in self._windows(index)]
-        moved = [(boxes + corner, *rest) for (boxes, *rest), corner in zip(found, corners, strict=True)]
+        moved = [(one[0] + corner, one[1], one[2]) for one, corner in zip(found, corners, strict=True)]
         merged = self.tiling.merge(moved, self._size(index), iou)
         return merged[0][:max_det], merged[1][:max_det], merged[2][:max_det]
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     detector = load(args)
     options = detecting_options(args)
     detector.stream([], **options)  # wrong arguments are told before anything is written
-    watch = Watch(detector, settings, options, _say)
+    watch = Watch(detector.stream, settings, options, _say)
     if watch.counts.done_before:
         _say(f"{watch.counts.done_before} files of {settings.folder} are done already.")
     with _stopped_by_signals(watch):
@@ -83,7 +83,7 @@ def _stopped_by_signals(watch: Watch) -> Iterator[None]:
     """SIGINT (Ctrl-C) and SIGTERM end the watch when the image at hand is done; a second one ends it at once."""
 
     def ask(number: int, _: FrameType | None) -> None:
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
         watch.stop()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
