@@ -23,6 +23,7 @@ COMMANDS = {
     "info": ("agssp_zoo.commands.info", "show what is known about a model"),
     "download": ("agssp_zoo.commands.download", "bring a model to disk, checked"),
     "predict": ("agssp_zoo.commands.predict", "find defects in images"),
+    "watch": ("agssp_zoo.commands.watch", "find defects in images as they appear in a folder"),
     "convert": ("agssp_zoo.commands.convert", "make a model folder of the authors' checkpoint"),
     "export": ("agssp_zoo.export.cli", "write a model as one ONNX file"),
     "publish": ("agssp_zoo.commands.publish", "upload a model folder to the Hub"),
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are told once, by us
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -105,6 +107,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     """What to install for a package that is not there."""
     package = (error.name or "").partition(".")[0]
     extra = {"torch": "torch", "torchvision": "torch", "onnx": "export", "onnxscript": "export", "openvino": "openvino"}
+    extra["cv2"] = "video"
     if package == "agssp_zoo":
         return f"This installation has no {error.name}; install agssp-zoo again."
     return f"This needs {package}, which is not installed: pip install 'agssp-zoo[{extra.get(package, 'train')}]'."

@@ -47,7 +47,7 @@ class Detections:
         names: the model's class names, all of them.
         image_size: (height, width) of the original image in pixels, upright.
         path: the file or address; ``None`` for arrays, PIL images and bytes.
-        page: the page from 0 of a TIFF with several pages, else ``None``.
+        page: the page from 0 of a TIFF with several pages, or the frame from 0 of a video, else ``None``.
         timing: milliseconds spent on the image: ``"read"``, ``"preprocess"``, ``"inference"`` (of a batch: its share)
             and ``"postprocess"``.
         reload: reads the image again, for :meth:`plot`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,9 +14,11 @@ from agssp_zoo.config import ModelConfig, Size
 from agssp_zoo.detections import Detections
 from agssp_zoo.engines.base import Engine, Provider, load_engine, load_file
 from agssp_zoo.errors import EngineError, InvalidArgumentError
-from agssp_zoo.geometry import Letterbox, check_tiling
+from agssp_zoo.geometry import Letterbox
 from agssp_zoo.images import ChannelOrder, check_channel_order
 from agssp_zoo.pipeline import OnError, Pipeline, Settings
+from agssp_zoo.tiling import Tiling
+from agssp_zoo.video import is_live
 
 if TYPE_CHECKING:
     from agssp_zoo.models import DetectorModule
@@ -132,6 +135,7 @@ class Detector:
         batch: int = 1,
         tile: Size | None = None,
         overlap: float = 0.2,
+        tile_whole: bool = False,
         channel_order: ChannelOrder = "rgb",
         on_error: OnError | None = None,
     ) -> list[Detections]:
@@ -139,7 +143,7 @@ class Detector:
 
         Args:
             source: path, folder, glob pattern, URL, bytes, PIL image, numpy array (H, W) or (H, W, 3) of uint8, uint16
-                or float in 0-1, or a list of these. How images become 8-bit RGB stands in
+                or float in 0-1, a video file, or a list of these. How images become 8-bit RGB stands in
                 :mod:`agssp_zoo.images`, what a folder or pattern stands for in :mod:`agssp_zoo.sources`.
             conf: drop detections with a score of this or below, 0-1; ``None``, as below, means the model's own.
             iou: of boxes of one class that overlap by more than this IoU, keep the best.
@@ -148,20 +152,25 @@ class Detector:
             batch: images run together, where their canvases are of one size.
             tile: cut images into tiles of this side, or (height, width), in their own pixels, for small defects in
                 large images.
-            overlap: least share of a tile that the next one covers again.
+            overlap: least share of a tile that the next one covers again, 0-0.9. What a tile's border cuts is joined
+                with its other half; see :mod:`agssp_zoo.seams`.
+            tile_whole: look at the whole image as well, shrunk to the network's size, for defects larger than the
+                overlap.
             channel_order: of arrays; ``"bgr"`` for what OpenCV has read.
             on_error: is called with the path and the error of an image that cannot be read, and the others go on.
                 ``None``: an image that was named itself raises its error; bad files in a folder or pattern are left
                 out, and one warning at the end lists them.
 
         Returns:
-            One :class:`Detections` an image, in order; every page of a TIFF is an image.
+            One :class:`Detections` an image, in order; every page of a TIFF and every frame of a video is an image.
 
         Raises:
             InvalidArgumentError: an argument that makes no sense.
             SourceError: nothing is found at a path; its kind ImageError where what is there is no image.
             EngineError: the network cannot be run.
         """
+        if is_live(source):
+            raise InvalidArgumentError(f"{source!r} has no end, so predict() would never answer; take stream().")
         return list(
             self.stream(
                 source,
@@ -172,6 +181,7 @@ class Detector:
                 batch=batch,
                 tile=tile,
                 overlap=overlap,
+                tile_whole=tile_whole,
                 channel_order=channel_order,
                 on_error=on_error,
             )
@@ -188,26 +198,27 @@ class Detector:
         batch: int = 1,
         tile: Size | None = None,
         overlap: float = 0.2,
+        tile_whole: bool = False,
         channel_order: ChannelOrder = "rgb",
         on_error: OnError | None = None,
     ) -> Iterator[Detections]:
-        """As :meth:`predict`, one answer after the other, in constant memory; ``source`` may also be a generator.
+        """As :meth:`predict`, one answer after the other, in constant memory.
 
+        ``source`` may also be a generator, a camera's number, or the address of a network stream (``rtsp://...``);
+        videos and cameras need the extra ``video``.
         While the network works on an image, a thread reads the next one, unless ``source`` is a generator.
         """
         check_channel_order(channel_order)
-        settings = self._check(conf, iou, max_det, size, batch, tile, overlap)
+        settings = self._check(conf, iou, max_det, size, batch)
+        tiling = Tiling(1 if tile is None else tile, overlap, bool(tile_whole))  # refuses a wrong overlap in any case
+        if tile is not None:
+            settings = replace(settings, tiling=_check_tiling(tiling, settings.letterbox))
+        elif tile_whole:
+            raise InvalidArgumentError("tile_whole looks at the whole image besides its tiles; give tile, too.")
         return Pipeline(self.engine, settings).run(source, channel_order, on_error)
 
     def _check(
-        self,
-        conf: float | None,
-        iou: float | None,
-        max_det: int | None,
-        size: Size | None,
-        batch: int,
-        tile: Size | None,
-        overlap: float,
+        self, conf: float | None, iou: float | None, max_det: int | None, size: Size | None, batch: int
     ) -> Settings:
         """Checks the arguments of a call before any image is read."""
         for name, value in (("conf", conf), ("iou", iou)):
@@ -224,9 +235,26 @@ class Detector:
                 f"max_det={max_det}: this model was exported for at most {most} detections an image; ask for fewer, or "
                 "set postprocess.max_det in its config.json and export it again."
             )
-        if tile is not None:
-            check_tiling(tile, overlap)
-        return Settings(Letterbox(self.config.preprocess, size), conf, iou, max_det, int(batch), tile, overlap)
+        return Settings(Letterbox(self.config.preprocess, size), conf, iou, max_det, int(batch), None)
+
+
+def _check_tiling(tiling: Tiling, letterbox: Letterbox) -> Tiling:
+    """Refuses tiles that the network cannot see, or that would be mostly padding on its canvas."""
+    height, width = tiling.sides
+    stride, size = letterbox.preprocess.stride, letterbox.size
+    if min(height, width) < stride:
+        raise InvalidArgumentError(
+            f"tile={tiling.tile!r}: smaller than the network's stride of {stride} pixels; give at least that, better "
+            "its input size."
+        )
+    if isinstance(size, tuple) and letterbox.preprocess.fit == "letterbox":
+        used = letterbox.place((height, width)).resized
+        if any(canvas - side >= stride for side, canvas in zip(used, size, strict=True)):
+            raise InvalidArgumentError(
+                f"tile={tiling.tile!r}: leaves much of the fixed canvas of {size[0]}x{size[1]} empty; give a tile of "
+                f"its shape, e.g. tile={size}, or size={max(size)} for a canvas that fits the tile."
+            )
+    return tiling
 
 
 def _is_number(value: object) -> bool:

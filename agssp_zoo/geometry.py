@@ -1,4 +1,4 @@
-"""Where an image lies on the network's canvas, tiles of large images, and boxes: numpy only.
+"""Where an image lies on the network's canvas, and boxes: numpy only.
 
 A placement is planned from sizes alone (:meth:`Letterbox.place`), before any pixel is touched, so that images can be
 grouped by canvas; :func:`prepare` then draws the canvas.
@@ -6,7 +6,6 @@ grouped by canvas; :func:`prepare` then draws the canvas.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,47 +178,6 @@ def _side(value: object) -> int:
 def _ceil(side: int, stride: int) -> int:
     """The next multiple of the stride."""
     return -(-side // stride) * stride
-
-
-# --- tiles ------------------------------------------------------------------------------------------------------
-
-
-def tiles(image_size: tuple[int, int], tile: Size, overlap: float = 0.2) -> Iterator[tuple[int, int, int, int]]:
-    """Cuts an image into overlapping tiles, row by row; the last ones are moved back to end at the border.
-
-    Args:
-        image_size: (height, width) in pixels.
-        tile: side, or (height, width), of a tile in pixels of the image.
-        overlap: the least share of a tile that the next one covers again, in 0-0.9.
-
-    Yields:
-        (top, left, bottom, right) of every tile; an image no larger than a tile is one tile.
-
-    Raises:
-        InvalidArgumentError: a tile below 1 pixel, or an overlap outside 0-0.9.
-    """
-    check_tiling(tile, overlap)
-    height, width = (tile, tile) if isinstance(tile, (int, np.integer)) else tile
-    for top in _starts(image_size[0], height, overlap):
-        for left in _starts(image_size[1], width, overlap):
-            yield top, left, min(top + height, image_size[0]), min(left + width, image_size[1])
-
-
-def check_tiling(tile: Size, overlap: float) -> None:
-    """Refuses tiles and overlaps that make no sense; raises InvalidArgumentError."""
-    pair = tile if isinstance(tile, (list, tuple)) and len(tile) == 2 else (tile, tile)
-    if any(isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1 for side in pair):
-        raise InvalidArgumentError(f"tile={tile!r}: give a number of pixels, or (height, width).")
-    if not 0 <= overlap <= 0.9:
-        raise InvalidArgumentError(f"overlap={overlap!r}: give the share of a tile, in 0-0.9.")
-
-
-def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    """First pixels of the tiles along one axis."""
-    if tile >= length:
-        return [0]
-    step = max(1, int(tile * (1 - overlap)))
-    return [*range(0, length - tile, step), length - tile]
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------

@@ -6,18 +6,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agssp_zoo.config import Size
 from agssp_zoo.detections import Detections
 from agssp_zoo.engines.base import Engine, RawDetections
 from agssp_zoo.errors import SourceError
-from agssp_zoo.geometry import Letterbox, Placement, nms, tiles
+from agssp_zoo.geometry import Letterbox, Placement
 from agssp_zoo.images import ChannelOrder
+from agssp_zoo.seams import Found, Window
 from agssp_zoo.sources import Item, iter_sources, may_read_ahead
+from agssp_zoo.tiling import Tiling
 
 OnError = Callable[[str | None, SourceError], None]
 """Is told the path (if there is one) and what is wrong with it."""
@@ -25,8 +26,8 @@ OnError = Callable[[str | None, SourceError], None]
 WINDOW = 4
 """With batch > 1, an image waits for others of its canvas until this many batches of images wait."""
 
+T = TypeVar("T")
 Image = NDArray[np.uint8]
-Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Settings:
     iou: float | None
     max_det: int | None
     batch: int
-    tile: Size | None
-    overlap: float
+    tiling: Tiling | None
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Job:
 
     Attributes:
         item: where it comes from; without its pixels.
-        image: the network's input once it is drawn; with tiles the image as it is. ``None`` when it is done.
+        image: the network's input once it is drawn. ``None`` when it is done, or cut into tiles.
         placement: where the image lies on the canvas.
         timing: milliseconds a stage.
         answer: the detections, when they are there.
@@ -59,6 +59,25 @@ class _Job:
     placement: Placement
     timing: dict[str, float]
     answer: Detections | None = None
+
+
+@dataclass
+class _Chunk:
+    """Some tiles of an image, drawn on canvases of one size.
+
+    Attributes:
+        job: the image.
+        windows: where the tiles lie on it.
+        canvases: the tiles as the network takes them.
+        placements: where each tile lies on its canvas.
+        last: whether these are the image's last.
+    """
+
+    job: _Job
+    windows: Sequence[Window]
+    canvases: Sequence[Image]
+    placements: Sequence[Placement]
+    last: bool
 
 
 class Pipeline:
@@ -76,12 +95,14 @@ class Pipeline:
     def run(self, source: Any, channel_order: ChannelOrder, on_error: OnError | None) -> Iterator[Detections]:
         """All images of a source, in order; errors as for ``Detector.predict``."""
         prepared = self._prepare(iter_sources(source, channel_order=channel_order))
-        if may_read_ahead(source):
-            from agssp_zoo.prefetch import prefetch
-
-            prepared = prefetch(prepared, depth=self.settings.batch if self.settings.tile is None else 1)
-        jobs = _good(prepared, on_error)
-        return self._run_batches(jobs) if self.settings.tile is None else self._run_tiled(jobs, self.settings.tile)
+        tiling, ahead = self.settings.tiling, may_read_ahead(source)
+        if tiling is None:
+            jobs = _read_ahead(prepared, self.settings.batch) if ahead else prepared
+            return self._run_batches(_good(jobs, on_error))
+        # Reading a large image takes as long as several runs of the network: while the tiles of one are looked at,
+        # one thread reads the next, and another draws the tiles of the first.
+        chunks = self._cut(_read_ahead(prepared, 1) if ahead else prepared, tiling)
+        return self._run_tiled(_good(_read_ahead(chunks, 2) if ahead else chunks, on_error), tiling)
 
     def _prepare(self, items: Iterator[Item]) -> Iterator[_Job | Item]:
         """Reads images and draws their canvases; an image that cannot be read stays an item with its error."""
@@ -97,7 +118,7 @@ class Pipeline:
             read = perf_counter()
             timing = {"read": (read - started) * 1e3, "preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
             placement = self.settings.letterbox.place((image.shape[0], image.shape[1]))
-            if self.settings.tile is None:
+            if self.settings.tiling is None:
                 image = self.settings.letterbox.draw(image, placement)
                 timing["preprocess"] = (perf_counter() - read) * 1e3
             yield _Job(item._replace(image=_NO_PIXELS), image, placement, timing)
@@ -145,44 +166,56 @@ class Pipeline:
             job.timing["postprocess"] = (perf_counter() - started) * 1e3
             job.answer = self._answer(job, (boxes, scores, labels))
 
-    def _run_tiled(self, jobs: Iterator[_Job], tile: Size) -> Iterator[Detections]:
-        """Runs every image tile by tile, and merges what the tiles have found by class-wise suppression."""
-        post = self.engine.config.postprocess
-        iou = self.settings.iou if self.settings.iou is not None else post.iou if post else 1.0
-        for job in jobs:
+    def _cut(self, prepared: Iterator[_Job | Item], tiling: Tiling) -> Iterator[_Chunk | Item]:
+        """Cuts images into tiles and draws them, as many at a time as run together."""
+        letterbox = self.settings.letterbox
+        for job in prepared:
+            if isinstance(job, Item):
+                yield job
+                continue
             image, job.image = job.image, None
             if image is None:
                 continue
-            todo = list(tiles(job.placement.image_size, tile, self.settings.overlap))
-            found: list[Found] = []
-            for start in range(0, len(todo), self.settings.batch):
-                found += self._run_tiles(image, todo[start : start + self.settings.batch], job.timing)
-            started = perf_counter()
-            boxes, scores, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-            kept = nms(boxes, scores, labels, iou)[: self.settings.max_det]
-            job.timing["postprocess"] = (perf_counter() - started) * 1e3
-            yield self._answer(job, (boxes[kept], scores[kept], labels[kept]))
+            groups = list(self._groups(tiling.windows(job.placement.image_size)))
+            for number, group in enumerate(groups):
+                started = perf_counter()
+                places = [letterbox.place((bottom - top, right - left)) for top, left, bottom, right in group]
+                canvases = [
+                    letterbox.draw(np.ascontiguousarray(image[top:bottom, left:right]), place)
+                    for (top, left, bottom, right), place in zip(group, places, strict=True)
+                ]
+                job.timing["preprocess"] += (perf_counter() - started) * 1e3
+                yield _Chunk(job, group, canvases, places, number == len(groups) - 1)
 
-    def _run_tiles(
-        self, image: Image, group: Sequence[tuple[int, int, int, int]], timing: dict[str, float]
-    ) -> list[Found]:
-        """Runs some tiles of an image together; boxes in pixels of the image."""
-        started = perf_counter()
-        letterbox = self.settings.letterbox
-        places = [letterbox.place((bottom - top, right - left)) for top, left, bottom, right in group]
-        canvases = [
-            letterbox.draw(np.ascontiguousarray(image[top:bottom, left:right]), place)
-            for (top, left, bottom, right), place in zip(group, places, strict=True)
-        ]
-        drawn = perf_counter()
-        raw = self._infer(canvases, places)
-        timing["preprocess"] += (drawn - started) * 1e3
-        timing["inference"] += (perf_counter() - drawn) * 1e3
-        found = []
-        for i, ((top, left, _, _), place) in enumerate(zip(group, places, strict=True)):
-            boxes, scores, labels = self._pick(raw, i)
-            found.append((place.to_original(boxes) + np.array([left, top, left, top], np.float32), scores, labels))
-        return found
+    def _groups(self, windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
+        """Tiles that run together: neighbours of one size."""
+        waiting: list[Window] = []
+        for window in windows:
+            if waiting and (len(waiting) == self.settings.batch or _size(window) != _size(waiting[0])):
+                yield waiting
+                waiting = []
+            waiting.append(window)
+        yield waiting
+
+    def _run_tiled(self, chunks: Iterator[_Chunk], tiling: Tiling) -> Iterator[Detections]:
+        """Runs every image tile by tile, and merges what the tiles have found."""
+        post = self.engine.config.postprocess
+        iou = self.settings.iou if self.settings.iou is not None else post.iou if post else 1.0
+        found: list[Found] = []
+        for chunk in chunks:
+            job = chunk.job
+            started = perf_counter()
+            raw = self._infer(chunk.canvases, chunk.placements)
+            job.timing["inference"] += (perf_counter() - started) * 1e3
+            started = perf_counter()
+            for i, ((top, left, _, _), place) in enumerate(zip(chunk.windows, chunk.placements, strict=True)):
+                boxes, scores, labels = self._pick(raw, i)
+                found.append((place.to_original(boxes) + np.array([left, top, left, top], np.float32), scores, labels))
+            if chunk.last:
+                merged, found = tiling.merge(found, job.placement.image_size, iou), []
+                most = self.settings.max_det
+                job.timing["postprocess"] = (perf_counter() - started) * 1e3
+                yield self._answer(job, (merged[0][:most], merged[1][:most], merged[2][:most]))
 
     def _infer(self, canvases: Sequence[Image], placements: Sequence[Placement]) -> RawDetections:
         """One run of the engine on canvases of one size."""
@@ -207,12 +240,24 @@ class Pipeline:
 _NO_PIXELS: Image = np.zeros((0, 0, 3), np.uint8)
 
 
-def _good(prepared: Iterator[_Job | Item], on_error: OnError | None) -> Iterator[_Job]:
+def _read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Makes items in a thread of their own, which is started with the second."""
+    from agssp_zoo.prefetch import prefetch
+
+    return prefetch(items, depth=depth)
+
+
+def _size(window: Window) -> tuple[int, int]:
+    top, left, bottom, right = window
+    return bottom - top, right - left
+
+
+def _good(prepared: Iterator[T | Item], on_error: OnError | None) -> Iterator[T]:
     """The images that could be read; what becomes of the others is said at ``Detector.predict``."""
     left_out: list[str] = []
     count = 0
     for one in prepared:
-        if isinstance(one, _Job):
+        if not isinstance(one, Item):
             yield one
         elif isinstance(one.image, SourceError):
             if on_error is not None:

@@ -1,11 +1,12 @@
-"""Reading ahead in a thread: decoding the next image while the network works on the last one."""
+"""Threads around the network: while it works on an image, the next one is read and the last one written."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -70,3 +71,50 @@ def prefetch(items: Iterator[T], depth: int = 1) -> Iterator[T]:
     finally:
         stopped.set()
         thread.join()
+        close = getattr(items, "close", None)
+        if close is not None:  # what it reads from is let go now, be it a camera or a thread like this one
+            close()
+
+
+class WriteBehind:
+    """Calls a function in a thread of its own, in order. Used with ``with``, whose end waits for the last call.
+
+    An error of the function is raised where the next call is handed over, or at the end; calls after it are left out.
+
+    Args:
+        write: the function.
+        depth: how many calls may wait; then handing over waits, too.
+    """
+
+    def __init__(self, write: Callable[..., None], depth: int = 4) -> None:
+        self._write = write
+        self._calls: queue.Queue[tuple[Any, ...] | None] = queue.Queue(depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="agssp-zoo-write", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (arguments := self._calls.get()) is not None:
+            if self._error is None:
+                try:
+                    self._write(*arguments)
+                except BaseException as error:  # raised again in the caller's thread
+                    self._error = error
+
+    def put(self, *arguments: Any) -> None:
+        """Hands a call over."""
+        if self._error is not None:
+            raise self._error
+        self._calls.put(arguments)
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for the last call."""
+        self._calls.put(None)
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error

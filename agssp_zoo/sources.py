@@ -5,6 +5,8 @@
   those that it matches. Both come in natural order (``s2.png`` before ``s10.png``), without hidden files and without
   files that have no image's suffix.
 - An ``http://`` or ``https://`` address is downloaded.
+- A video file (``.mp4``, ``.avi`` ...) stands for its frames; a camera's number (also ``"camera:0"``) and an address
+  such as ``rtsp://...`` for what it sees, without an end; see :mod:`agssp_zoo.video`.
 - ``bytes`` are an image file; PIL images and arrays are images.
 - A list, a generator or any other iterable stands for all of its entries, in order.
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 
 from agssp_zoo.errors import ImageError, InvalidArgumentError, SourceError
 from agssp_zoo.images import ChannelOrder, check_channel_order, from_array, iter_pages
+from agssp_zoo.video import FrameReader, frames, is_live, is_video
 
 SUFFIXES = frozenset(
     (
@@ -48,9 +52,10 @@ class Item(NamedTuple):
     Attributes:
         image: (H, W, 3) uint8 RGB, or the error.
         path: the file or address it comes from; ``None`` for bytes, PIL images and arrays.
-        page: page number from 0 within a TIFF of several pages, else ``None``.
+        page: page number from 0 within a TIFF of several pages, or frame number within a video, else ``None``.
         listed: whether a folder or a pattern led to it, rather than the user naming it.
-        reload: reads the image again; holds the user's own object or the path, never a decoded copy.
+        reload: reads the image again; holds the user's own object or the path, never a decoded copy, but of a live
+            source, whose image comes only once.
     """
 
     image: NDArray[np.uint8] | SourceError
@@ -98,7 +103,7 @@ def may_read_ahead(source: Any) -> bool:
 
     Not so for a user's generator (a camera): it keeps its own time, and runs in the caller's thread.
     """
-    return isinstance(source, (str, os.PathLike, list, tuple))
+    return isinstance(source, (str, os.PathLike, list, tuple)) or is_live(source)
 
 
 def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
@@ -108,6 +113,9 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
         if not isinstance(name, str):
             name = os.fsdecode(name)
         if _URL.match(name):
+            yield name, False
+            return
+        if is_live(name):
             yield name, False
             return
         path = Path(name).expanduser()
@@ -121,7 +129,7 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
         except OSError as error:
             yield _Missing(SourceError(f"{name} cannot be listed ({error.strerror or error})."), name), False
         return
-    if is_single(source):
+    if is_single(source) or is_live(source):
         yield source, False
         return
     if isinstance(source, Iterable) and not isinstance(source, (dict, set, frozenset)) and not hasattr(source, "dtype"):
@@ -138,7 +146,7 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
 def _list_folder(folder: Path) -> Iterator[tuple[Any, bool]]:
     """The image files directly in a folder; names only are held, so that a folder of any size fits."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if _is_image_name(e.name) and e.is_file()]
+        names = [e.name for e in entries if is_image_name(e.name) and e.is_file()]
     if not names:
         inside = folder / "**" / "*"
         message = f"{folder} holds no image files; for those in its sub-folders give {str(inside)!r}."
@@ -153,7 +161,7 @@ def _list_pattern(pattern: str) -> Iterator[tuple[Any, bool]]:
     import glob
 
     found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    paths = [path for path in found if _is_image_name(Path(path).name) and Path(path).is_file()]
+    paths = [path for path in found if is_image_name(Path(path).name) and Path(path).is_file()]
     if not paths:
         message = f"No image file matches {pattern!r}; check the path and the pattern."
         yield _Missing(SourceError(message), pattern), False
@@ -162,7 +170,8 @@ def _list_pattern(pattern: str) -> Iterator[tuple[Any, bool]]:
         yield path, True
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Whether a folder's file of that name is taken for an image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - of 100,000
 
 
@@ -184,6 +193,9 @@ def _read(one: Any, listed: bool, channel_order: ChannelOrder) -> Iterator[Item]
         else:
             yield Item(image, reload=lambda: from_array(one, channel_order=channel_order))
         return
+    if is_video(one):
+        yield from _read_video(one, listed)
+        return
     path = one if isinstance(one, str) else None
     page: int | None = None
     try:
@@ -192,6 +204,25 @@ def _read(one: Any, listed: bool, channel_order: ChannelOrder) -> Iterator[Item]
             yield Item(image, path, page, listed, _reloader(data, page))
     except SourceError as error:
         yield Item(_named(error, path), path, page, listed)
+
+
+def _read_video(one: str | int, listed: bool) -> Iterator[Item]:
+    """The frames of a video file or of something live."""
+    live = is_live(one)
+    path = one if isinstance(one, str) else f"camera:{one}"
+    again = None if live else FrameReader(path)
+    number = 0
+    try:
+        for number, image in enumerate(frames(one)):
+            yield Item(
+                image, path, number, listed, partial(_same, image) if again is None else partial(again.read, number)
+            )
+    except SourceError as error:
+        yield Item(error, path, number, listed)
+
+
+def _same(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image
 
 
 def _named(error: SourceError, path: str | None) -> SourceError:
@@ -212,6 +243,8 @@ def load(source: Any, page: int | None = None) -> NDArray[np.uint8]:
     Raises:
         SourceError: it cannot be read, or has no such page.
     """
+    if isinstance(source, str) and is_video(source) and not is_live(source):
+        return FrameReader(source).read(page or 0)
     is_url = isinstance(source, str) and _URL.match(source)
     for image, number in iter_pages(download(source) if is_url else source):
         if number == page:

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "load-backbone": "startup:load_backbone",
     "network": "inference:network",
     "strip": "inference:strip",
+    "throughput": "throughput:stream",
     "postprocess": "inference:postprocess",
     "resize": "images:resize",
     "int8": "deployment:int8",

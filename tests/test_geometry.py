@@ -11,7 +11,8 @@ from PIL import Image
 
 from agssp_zoo.config import Preprocess
 from agssp_zoo.errors import InvalidArgumentError
-from agssp_zoo.geometry import Letterbox, Placement, box_iou, nms, prepare, tiles
+from agssp_zoo.geometry import Letterbox, Placement, box_iou, nms, prepare
+from agssp_zoo.tiling import tiles
 
 PARITY = Path(__file__).parents[1].parent / "shared" / "reference" / "parity"
 AUTHORS = Preprocess(size=(640, 640), resize="opencv", rounding="floor")

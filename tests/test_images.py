@@ -294,7 +294,7 @@ def test_what_is_not_found_is_an_item_with_an_error(folder):
     assert [item.path for item in items if isinstance(item.image, SourceError)] == [
         *(str(folder / name) for name in ("s1.png", "none.png", "*.gif", "empty"))
     ]
-    for wrong in (3, None, {"a": folder}, {folder}, [folder, 3.5]):
+    for wrong in (-3, True, None, {"a": folder}, {folder}, [folder, 3.5]):
         with pytest.raises(InvalidArgumentError, match="no image source"):
             list(iter_sources(wrong))
 

@@ -120,7 +120,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
 
 
 def read_splits(settings: TrainSettings) -> tuple[Dataset, Dataset]:
-    """The images to train on and to validate on.
+    """The images to train on, or their tiles, and the images to validate on.
 
     Raises:
         DataError: no labels, no such split, or more faulty labels than tolerated.
@@ -139,6 +139,10 @@ def read_splits(settings: TrainSettings) -> tuple[Dataset, Dataset]:
     train, val = data.split(settings.train_split), data.split(settings.val_split)
     for split in (train, val):
         split.require_clean(settings.tolerance)
+    if settings.tiling is not None:
+        from .tiled import tile_dataset
+
+        train = tile_dataset(train, settings.tiling, empty=settings.tile_empty, seed=settings.seed)
     return train, val
 
 
@@ -175,7 +179,8 @@ def check_extras(settings: TrainSettings) -> None:
 def _announce(record: dict[str, Any], start: Start, resumed: bool) -> None:
     data, settings = record["data"], record["settings"]
     lines = [
-        f"{settings['model']} on {data['name']} ({data['format']}): {data['train_images']} training and "
+        f"{settings['model']} on {data['name']} ({data['format']}): {data['train_images']} training "
+        f"{'tiles ' if settings['tile'] else ''}and "
         f"{data['val_images']} validation images, {len(record['class_names'])} classes"
     ]
     if resumed:

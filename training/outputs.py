@@ -137,13 +137,20 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
             from .evaluation import validate
             from .evaluation.runner import ValidationSettings
 
-            chosen = ValidationSettings(engine="pytorch", device=device, tolerance=settings.tolerance)
+            chosen = ValidationSettings(
+                engine="pytorch",
+                device=device,
+                tile=settings.tile or None,
+                overlap=settings.overlap,
+                tolerance=settings.tolerance,
+            )
             split = next(iter(data.splits))
             found = validate(best, data, split=split, settings=chosen, command=command)
             figures, report = found.save(folder / "val")
             said.append(f"report: {report} (map50 {found.metrics.map50:.4f}, figures in {figures.name})")
         except (AgsspZooError, OSError) as error:
             again = f"agssp-zoo val --data {settings.data} --model {best} --out {folder / 'val'}"
+            again += f" --tile {settings.tile} --overlap {settings.overlap}" if settings.tile else ""
             said.append(f"no report: {error} Again with: {again}")
     if settings.export and (best / "model.safetensors").is_file():
         try:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from agssp_zoo.config import from_plain
 from agssp_zoo.errors import TrainingError
+from agssp_zoo.tiling import Tiling
 
 SettingsT = TypeVar("SettingsT")
 
@@ -42,6 +43,13 @@ class TrainSettings:
     tolerance: float = setting(0.0, "share of the images that may be unreadable before training stops, 0-1")
 
     size: int = setting(640, "longer side of the network's input")
+    tile: int = setting(
+        0, "cut large images into tiles of this side, in their own pixels, to train and to validate on; 0: do not"
+    )
+    overlap: float = setting(0.2, "share of a tile that the next one covers too")
+    tile_empty: float = setting(
+        0.25, "tiles without any defect to train on, drawn by the seed, as a share of the tiles with labels"
+    )
     epochs: int = setting(100, "passes over the training images")
     batch: int = setting(16, "images a step, over all processes")
     accumulate: int = setting(1, "steps whose gradients are added up before the weights move")
@@ -124,16 +132,23 @@ class TrainSettings:
         for name in (
             *("warmup", "weight_decay", "clip_norm", "freeze", "ema_ramp", "close_mosaic", "degrees", "patience"),
             *("shear", "hue", "threads", "cache_mb", "save_every", "time_limit", "seed"),
-            *("box_weight", "cls_weight", "dfl_weight"),
+            *("box_weight", "cls_weight", "dfl_weight", "tile_empty"),
         ):
             _check((getattr(self, name) or 0) >= 0, name, self, "it must not be negative")
         _check(self.lr is None or self.lr > 0, "lr", self, "it must be above 0")
+        _check(self.tile == 0 or self.tile >= 32, "tile", self, "it must be 0, or at least 32 pixels")
+        _check(0 <= self.overlap <= 0.9, "overlap", self, "it must lie in 0-0.9")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
             *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
             *("drop_path", "scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation", "backbone_lr"),
         ):
             _check(0 <= (getattr(self, name) or 0) <= 1, name, self, "it must lie in 0-1")
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut; ``None`` where they are not."""
+        return Tiling(self.tile, self.overlap) if self.tile else None
 
     def chosen(self, name: str) -> float:
         """``lr``, ``momentum`` or ``weight_decay``: as given, else what suits the optimizer."""

@@ -88,6 +88,7 @@ class Trainer(EpochLoop[Batch]):
             cache_bytes=cache // 4,
             rank=rank,
             processes=processes,
+            tiling=settings.tiling,
         )
         store = ImageStore(train.records, settings.size, cache - cache // 4)
         self.images = len(store) + len(val)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agssp_zoo.detector import Detector
 
 
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +24,53 @@ def hub_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords ``**hub`` of ``load_detector`` and ``resolve``."""
     names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
     return {name: getattr(args, name) for name in names}
+
+
+def add_detecting_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds how a detector looks at images; read back by :func:`detecting_options`. Returns their group."""
+    group = parser.add_argument_group("detecting (defaults: the model's own)")
+    group.add_argument("--conf", type=float, metavar="SCORE", help="drop detections with a lower score, 0-1")
+    group.add_argument("--iou", type=float, help="of boxes overlapping more than this keep the best one, 0-1")
+    group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
+    group.add_argument("--size", type=image_size, metavar="N|HxW", help="longer side, or a fixed canvas, in pixels")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
+    group.add_argument("--tile", type=image_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
+    group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    group.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
+    return group
+
+
+def detecting_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of ``Detector.stream``."""
+    names = ("conf", "iou", "max_det", "size", "batch", "tile", "overlap", "tile_whole")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_running_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which detector runs where; :func:`load` loads it."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--engine", choices=("auto", "onnx", "pytorch", "openvino"), default="auto")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    group.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
+    add_hub_arguments(parser)
+
+
+def load(args: argparse.Namespace) -> Detector:
+    """The detector that was asked for."""
+    from agssp_zoo.detector import load_detector
+
+    return load_detector(
+        args.model, engine=args.engine, device=args.device, providers=args.provider, **hub_options(args)
+    )
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """``640`` or ``256x1600``."""
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) == 1:
+        return sides[0]
+    height, width = sides
+    return height, width
 
 
 def print_json(value: object) -> None:

@@ -12,13 +12,21 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json
+from agssp_zoo.commands.options import (
+    add_detecting_arguments,
+    add_running_arguments,
+    detecting_options,
+    load,
+    print_json,
+)
 from agssp_zoo.errors import InvalidArgumentError, SourceError
+from agssp_zoo.prefetch import WriteBehind
+from agssp_zoo.video import is_live, is_video
 
 if TYPE_CHECKING:
     from agssp_zoo.detections import Detections
@@ -30,39 +38,26 @@ PICTURES = "annotated"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``predict``."""
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="image, folder, quoted pattern or URL")
+    parser.add_argument(
+        "source", nargs="+", metavar="SOURCE", help="image, folder, quoted pattern, URL, video, camera:0 or rtsp://..."
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help=f"where {PREDICTIONS} and {PICTURES}/ go")
     parser.add_argument("--model", "-m", help="name, model folder or hf://owner/repo (default: the default detector)")
     parser.add_argument("--no-images", action="store_true", help=f"write {PREDICTIONS} only")
-    group = parser.add_argument_group("detecting (defaults: the model's own)")
-    group.add_argument("--conf", type=float, metavar="SCORE", help="drop detections with a lower score, 0-1")
-    group.add_argument("--iou", type=float, help="of boxes overlapping more than this keep the best one, 0-1")
-    group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
-    group.add_argument("--size", type=_size, metavar="N|HxW", help="longer side, or a fixed canvas, in pixels")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
-    group.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
-    group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    group = add_detecting_arguments(parser)
     group.add_argument(
         "--channel-order",
         choices=("rgb", "bgr"),
         default="rgb",
         help="bgr for files whose red and blue were swapped when they were saved",
     )
-    group = parser.add_argument_group("running")
-    group.add_argument("--engine", choices=("auto", "onnx", "pytorch", "openvino"), default="auto")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
-    group.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
-    add_hub_arguments(parser)
+    add_running_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Detects; bad files are reported at the end, and make the exit code 1."""
-    from agssp_zoo.detector import load_detector
-
     out = Path(args.out).expanduser()
-    detector = load_detector(
-        args.model, engine=args.engine, device=args.device, providers=args.provider, **hub_options(args)
-    )
+    detector = load(args)
     failed: list[dict[str, str]] = []
 
     def report(path: str | None, error: Exception) -> None:
@@ -71,26 +66,21 @@ def run(args: argparse.Namespace) -> int:
     swapped = _Swapped(args.source, report) if args.channel_order == "bgr" else None
     found = detector.stream(
         swapped.images() if swapped else args.source,
-        conf=args.conf,
-        iou=args.iou,
-        max_det=args.max_det,
-        size=args.size,
-        batch=args.batch,
-        tile=args.tile,
-        overlap=args.overlap,
+        **detecting_options(args),
         channel_order=args.channel_order,
         on_error=report,
     )
     out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
     pictures = None if args.no_images else _Pictures(out / PICTURES)
+    draw = nullcontext() if pictures is None else WriteBehind(pictures.save)
     images = detections = 0
     progress = _Progress(sys.stderr)
-    with _json_list(out / PREDICTIONS) as add:
-        for answer in found:
+    with _json_list(out / PREDICTIONS) as add, draw as drawing:
+        for answer in _until_interrupted(found, live=any(map(is_live, args.source))):
             one = swapped.name(answer) if swapped else answer
             add(one.to_dict())
-            if pictures is not None:
-                pictures.save(one)
+            if drawing is not None:
+                drawing.put(one)
             images, detections = images + 1, detections + len(one)
             progress.show(images)
     progress.close()
@@ -104,13 +94,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _size(text: str) -> int | tuple[int, int]:
-    """``640`` or ``256x1600``."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) == 1:
-        return sides[0]
-    height, width = sides
-    return height, width
+def _until_interrupted(found: Iterator[Detections], *, live: bool) -> Iterator[Detections]:
+    """All answers; of a camera, which has no end, those until Ctrl-C."""
+    try:
+        yield from found
+    except KeyboardInterrupt:
+        if not live:
+            raise
 
 
 @contextmanager
@@ -175,7 +165,8 @@ class _Pictures:
     def save(self, found: Detections) -> None:
         """Draws one image's detections."""
         source = Path((found.path or "image").split("?")[0])
-        stem = source.stem if found.page is None else f"{source.stem}_page{found.page}"
+        kind = "frame" if is_video(found.path) else "page"
+        stem = source.stem.replace(":", "") if found.page is None else f"{source.stem}_{kind}{found.page}"
         name = stem
         while name in self.used:  # the same name in another folder
             self.used[stem] += 1

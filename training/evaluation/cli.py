@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iou", type=float, help="IoU above which overlapping boxes are dropped (default: the model's)"
     )
+    parser.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
+    parser.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    parser.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument(
         "--miss-rate", type=float, metavar="SHARE",
@@ -70,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         conf=args.conf,
         iou=args.iou,
+        tile=args.tile,
+        overlap=args.overlap,
+        tile_whole=args.tile_whole,
         miss_rate=ValidationSettings.miss_rate if args.miss_rate is None else args.miss_rate,
         max_det=args.max_det,
         single_class=args.single_class,

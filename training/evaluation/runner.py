@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.tiling import Tiling
 
 from .about import About, machine, versions
 from .coco import require_library
@@ -40,7 +41,16 @@ class DetectorLike(Protocol):
     def config(self) -> ModelConfig: ...  # noqa: D102
 
     def predict(  # noqa: D102
-        self, source: Any, *, conf: float | None, iou: float | None, size: Size | None, batch: int
+        self,
+        source: Any,
+        *,
+        conf: float | None,
+        iou: float | None,
+        size: Size | None,
+        batch: int,
+        tile: Size | None = None,
+        overlap: float = 0.2,
+        tile_whole: bool = False,
     ) -> Sequence[PredictionLike]: ...
 
 
@@ -55,6 +65,9 @@ class ValidationSettings:
         batch: images at a time.
         conf: scores at or below this are dropped before scoring; low, as average precision needs uncertain ones too.
         iou: IoU of the suppression of overlapping boxes; ``None``: the model's own.
+        tile: cut images into tiles of this side, or (height, width), as ``Detector.predict`` does; ``None``: do not.
+        overlap: least share of a tile that the next one covers again.
+        tile_whole: look at the whole image besides its tiles.
         miss_rate: share of a class's boxes that its advised threshold may miss.
         max_det: the best so many detections of a class in an image count (COCO: 100).
         single_class: whether every defect counts as one class, whatever it is called.
@@ -68,6 +81,9 @@ class ValidationSettings:
     batch: int = 8
     conf: float = 0.001
     iou: float | None = None
+    tile: Size | None = None
+    overlap: float = 0.2
+    tile_whole: bool = False
     miss_rate: float = 0.05
     max_det: int = 100
     single_class: bool = False
@@ -84,6 +100,16 @@ class ValidationSettings:
             raise InvalidArgumentError(f"miss_rate is {self.miss_rate}; give a share from 0 to below 1.")
         if self.max_det < 1:
             raise InvalidArgumentError(f"max_det is {self.max_det}; it must be at least 1.")
+        if self.tile is None and self.tile_whole:
+            raise InvalidArgumentError("tile_whole looks at the whole image besides its tiles; give tile, too.")
+        Tiling(1 if self.tile is None else self.tile, self.overlap)
+
+    @property
+    def tiling(self) -> dict[str, Any]:
+        """The keywords of ``Detector.predict`` that say how images are cut; none where they are not."""
+        if self.tile is None:
+            return {}
+        return {"tile": self.tile, "overlap": self.overlap, "tile_whole": self.tile_whole}
 
 
 @dataclass(frozen=True)
@@ -222,14 +248,17 @@ def predict_records(
     from ..data.progress import progress
 
     order = sorted(range(len(records)), key=lambda i: (records[i].height, records[i].width, i))
-    batches = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
+    together = settings.batch if settings.tile is None else 1  # tiles of one image fill a batch, and its memory
+    batches = [order[start : start + together] for start in range(0, len(order), together)]
     predictions: list[Prediction | None] = [None] * len(records)
     seconds, timed = 0.0, 0
     stages: dict[str, float] = {}
     for number, batch in enumerate(progress(batches, len(batches), "evaluating (batches)")):
         images = [records[index].load_image() for index in batch]
         started = time.perf_counter()
-        found = detector.predict(images, conf=settings.conf, iou=settings.iou, size=settings.size, batch=settings.batch)
+        found = detector.predict(
+            images, conf=settings.conf, iou=settings.iou, size=settings.size, batch=settings.batch, **settings.tiling
+        )
         elapsed = time.perf_counter() - started
         if number or len(batches) == 1:
             seconds, timed = seconds + elapsed, timed + len(batch)
@@ -306,6 +335,7 @@ def _chosen(detector: DetectorLike, settings: ValidationSettings) -> Mapping[str
         "batch": settings.batch,
         "conf": settings.conf,
         "iou": _suppression(detector, settings),
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in settings.tiling.items()},
         "max_det": settings.max_det,
         "miss_rate": settings.miss_rate,
         "single_class": settings.single_class,

@@ -13,8 +13,8 @@ from agssp_zoo.errors import TrainingError
 from ..anomaly.boxes import BoxSettings
 from ..settings import TrainSettings, setting
 
-HIDDEN = ("data", "train_split", "val_split", "freeze")
-"""Settings of fine-tuning that stage 2 sets itself."""
+HIDDEN = ("data", "train_split", "val_split", "freeze", "tile", "overlap", "tile_empty")
+"""Settings of fine-tuning that stage 2 sets itself, or has no use for."""
 BOXES_FOLDER = "boxes"
 """Where a run keeps its pseudo-boxes."""
 RATES = {"cspdarknet": 0.01}

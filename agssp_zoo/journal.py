@@ -1,0 +1,162 @@
+"""Which files of a watched folder are done: a file of JSON lines that survives a crash at any moment.
+
+A line is on the disk before its file counts as done. A line that a crash has torn is cut off when the journal is
+opened, and its file is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agssp_zoo.errors import SourceError
+
+
+class Version(NamedTuple):
+    """One content of a file: a camera may write another image under the same name."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, name: str, stat: os.stat_result) -> Version:
+        """What a file's status says."""
+        return cls(name, stat.st_size, stat.st_mtime_ns)
+
+
+class Journal:
+    """Lines of JSON, each about one version of a file.
+
+    Attributes:
+        path: the journal.
+        done: the versions that lines speak of.
+        failed: how many of them could not be read.
+        counts: how many versions of a name there are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a journal, or begins one.
+
+        Raises:
+            SourceError: it cannot be read or written, or is no journal.
+        """
+        self.path = path
+        self.done: set[Version] = set()
+        self.failed = 0
+        self.counts: dict[str, int] = {}
+        try:
+            self._file = path.open("a+b", buffering=0)
+            try:
+                self._take_in()
+            except BaseException:
+                self._file.close()
+                raise
+        except SourceError:
+            raise
+        except OSError as error:
+            raise SourceError(f"{path} cannot be used ({error.strerror or error}); choose another --out.") from None
+
+    def _take_in(self) -> None:
+        """Reads the lines, and cuts off a torn last one."""
+        self._file.seek(0)
+        whole = 0
+        with self.path.open("rb") as lines:  # line by line: it may hold the answers of months
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = json.loads(line)
+                    file = entry["file"]
+                    version = Version(str(file["name"]), int(file["size"]), int(file["mtime_ns"]))
+                except (ValueError, KeyError, TypeError):
+                    raise SourceError(
+                        f"{self.path}, line {number}: is no entry of `agssp-zoo watch`; choose another --out, or move "
+                        "the file away."
+                    ) from None
+                self._note(version, failed="error" in entry)
+                whole += len(line)
+        if whole < os.fstat(self._file.fileno()).st_size:
+            self._file.truncate(whole)
+            os.fsync(self._file.fileno())
+
+    def _note(self, version: Version, *, failed: bool) -> None:
+        self.done.add(version)
+        self.failed += failed
+        self.counts[version.name] = self.counts.get(version.name, 0) + 1
+
+    def add(self, version: Version, entry: dict[str, Any]) -> None:
+        """Writes a line; when this returns, it is on the disk.
+
+        Raises:
+            OSError: it cannot be written; what was written of it is taken back.
+        """
+        line = json.dumps({"file": version._asdict(), **entry}, ensure_ascii=False).encode() + b"\n"
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:]) or 0
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)
+            raise
+        self._note(version, failed="error" in entry)
+
+    def close(self) -> None:
+        """Lets the file go."""
+        self._file.close()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a file under a temporary name, forces it to the disk and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the new name, too, has to be on the disk before the journal speaks of it
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Lock:
+    """Keeps a second process from the same folder, as long as this one lives; the system frees it, whatever happens."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes the lock.
+
+        Raises:
+            SourceError: another process has it.
+        """
+        self._file = path.open("a+b")
+        try:
+            self._take()
+        except OSError:
+            self._file.close()
+            raise SourceError(
+                f"Another `agssp-zoo watch` writes to {path.parent}; stop it, or choose another --out."
+            ) from None
+
+    def _take(self) -> None:
+        try:
+            import fcntl
+        except ImportError:
+            import msvcrt
+
+            getattr(msvcrt, "locking")(self._file.fileno(), getattr(msvcrt, "LK_NBLCK"), 1)  # noqa: B009
+        else:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Frees it."""
+        self._file.close()
