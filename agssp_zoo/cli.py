@@ -23,6 +23,7 @@ COMMANDS = {
     "info": ("agssp_zoo.commands.info", "show what is known about a model"),
     "download": ("agssp_zoo.commands.download", "bring a model to disk, checked"),
     "predict": ("agssp_zoo.commands.predict", "find defects in images"),
+    "benchmark": ("agssp_zoo.commands.benchmark", "measure what a detector costs on this machine"),
     "convert": ("agssp_zoo.commands.convert", "make a model folder of the authors' checkpoint"),
     "export": ("agssp_zoo.export.cli", "write a model as one ONNX file"),
     "publish": ("agssp_zoo.commands.publish", "upload a model folder to the Hub"),
