@@ -122,9 +122,9 @@ def time_in_turns(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def model_folder(architecture: str) -> Path:
-    """A model folder with random weights; for a detector with its ONNX file. Made once."""
-    folder = WORK / architecture
+def model_folder(architecture: str, classes: int = CLASSES) -> Path:
+    """A model folder with random weights; for a detector of so many classes with its ONNX file. Made once."""
+    folder = WORK / (architecture if classes == CLASSES else f"{architecture}_{classes}")
     if not (folder / "checksums.json").is_file():
         _ask_python(
             """
@@ -143,7 +143,7 @@ if names:
 """,
             folder,
             architecture,
-            CLASSES,
+            classes,
         )
     return folder
 
