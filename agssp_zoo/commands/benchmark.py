@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -40,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--image", metavar="FILE", help="your image (default: a steel surface drawn in each size)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a prediction (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of a process (default: the engine's choice)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of a process (default: OMP_NUM_THREADS, or the engine's choice)",
+    )
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="predictions that count (default: 20)")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="predictions before that (default: 3)")
     parser.add_argument("--starts", type=int, default=3, metavar="N", help="cold starts that count (default: 3)")
@@ -59,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < least:
             raise InvalidArgumentError(f"--{name} {value}: give at least {least}.")
-    settings = BenchmarkSettings(args.rounds, args.warmup, args.starts, args.batch, args.threads, args.device)
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(told) if args.threads is None and told.isdecimal() and int(told) else args.threads
+    settings = BenchmarkSettings(args.rounds, args.warmup, args.starts, args.batch, threads, args.device)
     opened = [_open(model, args) for model in args.model]
     sizes = _sizes(args.sizes, opened[0][2], args.image)
     candidates = [Candidate(name, path, engine) for name, path, _ in opened for engine in engines]
