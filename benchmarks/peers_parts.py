@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -71,16 +72,18 @@ def _jobs(**images: tuple[tuple[int, int], int | None]) -> dict[str, Any]:
 
 
 def _our_contenders(architecture: str, jobs: Mapping[str, Any], also: Mapping[str, str]) -> list[Contender]:
-    """Our file in ONNX Runtime, in OpenVINO where this installation has it, and other files of ours."""
+    """Our file in ONNX Runtime, in OpenVINO where that is an engine and installed, and other files of ours."""
     from agssp_zoo.engines import base
 
-    found = [Contender(OURS, _here, lambda: {"tool": "ours", "model": _ours(architecture), "jobs": jobs})]
-    if "openvino" in getattr(base, "_SERVES", ()):
-        task = {"tool": "ours", "engine": "openvino", "jobs": jobs}
-        found.append(Contender(f"{OURS}, OpenVINO", _here, lambda: {**task, "model": _ours(architecture)}))
-    for name, file in also.items():
-        task = {"tool": "ours", "model": Path(file).absolute(), "jobs": jobs}
-        found.append(Contender(f"{OURS}, {name}", _here, functools.partial(dict, task)))
+    folder = _ours(architecture)
+    files = {OURS: folder} | {f"{OURS}, {name}": Path(file).absolute() for name, file in also.items()}
+    found = [
+        Contender(name, _here, functools.partial(dict, tool="ours", model=file, jobs=jobs))
+        for name, file in files.items()
+    ]
+    if "openvino" in getattr(base, "_PACKAGES", ()) and importlib.util.find_spec("openvino"):
+        task = functools.partial(dict, tool="ours", engine="openvino", model=folder, jobs=jobs)
+        found.append(Contender(f"{OURS}, OpenVINO", _here, task))
     return found
 
 

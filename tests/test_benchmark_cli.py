@@ -74,7 +74,7 @@ def test_own_image_and_size_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     code = run(MODEL / "model.onnx", "--image", tmp_path / "strip.png", *QUICK, "--rounds", 1, "--json")
     said = capsys.readouterr()
     answer = json.loads(said.out)
-    assert code == 0 and [row["size"] for row in answer["results"]] == [[96, 256]]  # as predict() would take it
+    assert code == 0 and answer["results"][0]["size"] == [96, 256]  # as predict() would take it
     assert answer["settings"]["image"].endswith("strip.png") and answer["results"][0]["model"] == "model.onnx"
     assert "pytorch skipped" in said.err and {one["engine"] for one in answer["skipped"]} >= {"pytorch"}
 
@@ -93,15 +93,21 @@ def test_an_engine_that_is_not_installed_is_skipped(
 
 
 def test_a_file_that_is_missing_is_skipped(only_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(only_onnx, "--engines", "onnx", "pytorch", "--sizes", 64, *QUICK, "--rounds", 1) == 0
+    assert run(only_onnx, "--engines", "onnx", "pytorch", "onnx:int8", "--sizes", 64, *QUICK, "--rounds", 1) == 0
     said = capsys.readouterr()
-    assert "pytorch skipped" in said.err and "model.safetensors" in said.err and "64x64" in said.out
+    assert (
+        "onnx:int8 skipped" in said.err
+        and "pytorch skipped" in said.err
+        and "model.safetensors" in said.err
+        and "64x64" in said.out
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--engines", "onnx", "tensorflow"), "--engines tensorflow: choose from onnx, openvino, pytorch."),
+        (("--engines", "onnx:int9"), "--engines onnx:int9: after the colon give float32,"),
         (("--sizes", "64x64x3"), "--sizes 64x64x3: give a side or WIDTHxHEIGHT"),
         (("--sizes", "0"), "--sizes 0: give a side"),
         (("--sizes", "1000x250"), "--sizes 1000x250: sides must be multiples of 32, e.g. 1024x256."),

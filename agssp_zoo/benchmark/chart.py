@@ -99,7 +99,10 @@ def _bars(
         value = getters[panel](row)
         wide = value / longest[panel] * PANELS[panel][0]
         pen.bar(places[panel], y, wide, color)
-        pen.text((places[panel] + wide + 7, y - 1), _figure(value) if value else "not measured")
+        if value:
+            pen.text((places[panel] + wide + 7, y - 1), _figure(value))
+        else:
+            pen.text((places[panel], y - 1), "not measured", color=SOFT)
 
 
 def _legend(pen: _Pen, x: int, y: int) -> None:

@@ -32,7 +32,8 @@ class Worker:
         """Starts the process and waits for its first prediction.
 
         Args:
-            task: ``model``, ``engine``, ``device``, ``image`` (a file), ``size`` ((height, width)) and ``batch``.
+            task: ``model``, ``engine`` (its name, or name:precision), ``device``, ``image`` (a file), ``size`` (height,
+                width) and ``batch``.
             threads: how many it may use; ``None`` leaves it to the engine.
 
         Raises:

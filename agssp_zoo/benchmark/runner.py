@@ -20,7 +20,7 @@ class Candidate:
     Attributes:
         model: what it is called in the answers.
         path: its folder or ONNX file.
-        engine: ``"onnx"`` ...
+        engine: ``"onnx"``, or with a precision, ``"onnx:int8"``.
     """
 
     model: str

@@ -42,7 +42,9 @@ def _measure(task: dict[str, Any], started: float, answers: TextIO) -> None:
     from agssp_zoo.detector import load_detector
 
     imported = perf_counter()
-    detector = load_detector(task["model"], engine=task["engine"], device=task["device"])
+    engine, _, precision = task["engine"].partition(":")
+    more = {"precision": precision} if precision else {}
+    detector = load_detector(task["model"], engine=engine, device=task["device"], **more)
     loaded = perf_counter()
     batch = int(task["batch"])
     size = None if task["size"] is None else (int(task["size"][0]), int(task["size"][1]))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig
 
 ENGINES = ("onnx", "openvino", "pytorch")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 RESULTS = "benchmark.json"
 PICTURE = "benchmark.png"
 PACKAGES = ("agssp-zoo", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "torch")
@@ -33,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help=f"where {RESULTS} and {PICTURE} go (default: only printed)")
     parser.add_argument(
-        "--engines", nargs="+", metavar="NAME", help=f"of {', '.join(ENGINES)} (default: all there are)"
-    )
+        "--engines", nargs="+", metavar="NAME[:PRECISION]",
+        help=f"of {', '.join(ENGINES)}, e.g. onnx onnx:int8 openvino (default: all there are)",
+    )  # fmt: skip
     parser.add_argument(
         "--sizes", nargs="+", metavar="N|WxH",
         help="the network's canvas, in pixels, e.g. 640 1600x256 (width x height; default: the model's own)",
@@ -106,10 +108,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engines(names: list[str] | None) -> list[str]:
-    """The engines asked for, each once."""
+    """The engines asked for, each once; with ``:PRECISION`` where one is given."""
     for name in names or ():
-        if name not in ENGINES:
+        engine, colon, precision = name.partition(":")
+        if engine not in ENGINES:
             raise InvalidArgumentError(f"--engines {name}: choose from {', '.join(ENGINES)}.")
+        if colon and precision not in PRECISIONS:
+            raise InvalidArgumentError(f"--engines {name}: after the colon give {', '.join(PRECISIONS)}.")
     return list(dict.fromkeys(names or ENGINES))
 
 
