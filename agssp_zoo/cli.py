@@ -24,6 +24,7 @@ COMMANDS = {
     "download": ("agssp_zoo.commands.download", "bring a model to disk, checked"),
     "predict": ("agssp_zoo.commands.predict", "find defects in images"),
     "watch": ("agssp_zoo.commands.watch", "find defects in images as they appear in a folder"),
+    "benchmark": ("agssp_zoo.commands.benchmark", "measure what a detector costs on this machine"),
     "convert": ("agssp_zoo.commands.convert", "make a model folder of the authors' checkpoint"),
     "export": ("agssp_zoo.export.cli", "write a model as one ONNX file"),
     "publish": ("agssp_zoo.commands.publish", "upload a model folder to the Hub"),

@@ -122,9 +122,9 @@ def time_in_turns(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def model_folder(architecture: str) -> Path:
-    """A model folder with random weights; for a detector with its ONNX file. Made once."""
-    folder = WORK / architecture
+def model_folder(architecture: str, classes: int = CLASSES) -> Path:
+    """A model folder with random weights; for a detector of so many classes with its ONNX file. Made once."""
+    folder = WORK / (architecture if classes == CLASSES else f"{architecture}_{classes}")
     if not (folder / "checksums.json").is_file():
         _ask_python(
             """
@@ -143,7 +143,7 @@ if names:
 """,
             folder,
             architecture,
-            CLASSES,
+            classes,
         )
     return folder
 
@@ -162,8 +162,7 @@ def other_python() -> Path:
     Raises:
         RuntimeError: the package cannot be installed.
     """
-    needs = ["ultralytics", "ultralytics-thop", "py-cpuinfo", "polars", "polars-runtime-32", "onnxslim", "colorama"]
-    return python_with("ultralytics", ["--no-deps", *needs])
+    return python_with("ultralytics", ["ultralytics", "onnxslim"])
 
 
 def python_with(package: str, install: Sequence[str]) -> Path:
@@ -179,14 +178,14 @@ def python_with(package: str, install: Sequence[str]) -> Path:
     Raises:
         RuntimeError: the package cannot be installed.
     """
-    import sysconfig
-
     environment = ROOT / "runs" / f"venv-{package}"
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         (packages,) = environment.glob("lib/python*/site-packages")
-        (packages / "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        # All of this Python's folders: an environment may itself stand upon another.
+        shared = [folder for folder in sys.path if folder.endswith("site-packages")]
+        (packages / "base.pth").write_text("".join(f"{folder}\n" for folder in shared))
     if not list(environment.glob(f"lib/python*/site-packages/{package}")):
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *install]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -223,20 +222,12 @@ def other_export() -> Path:
 
 def versions() -> dict[str, str]:
     """Machine, Python and packages."""
-    import importlib.metadata
-    import platform
+    from agssp_zoo import machine
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = f"{names[0]}, {len(names)} cores" if names else cpu
-    found = {"machine": cpu, "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
-    for package in ("agssp-zoo", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx", "onnxscript"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+    here = machine.machine()
+    packages = ("agssp-zoo", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx", "onnxscript")
+    found = {"machine": f"{here['processor']}, {here['cores']} cores", "system": here["system"]}
+    found |= dict.fromkeys(packages, "not installed") | machine.versions(packages)
     for package in ("ultralytics", "anomalib"):
         other = list((ROOT / "runs" / f"venv-{package}").glob(f"lib/python*/site-packages/{package}-*.dist-info"))
         if other:

@@ -13,8 +13,8 @@ def network(rounds: int) -> list[Figure]:
     """yolov8_s at 640x640, uint8 in and detections out, against another export: float in, undecided boxes out."""
     import numpy as np
 
-    ours = _session(str(model_folder("yolov8_s") / "model.onnx"))
-    other = _session(str(other_export()))
+    ours = open_session(str(model_folder("yolov8_s") / "model.onnx"))
+    other = open_session(str(other_export()))
     pixels = np.random.default_rng(0).integers(0, 256, (1, 640, 640, 3), dtype=np.uint8)
     planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / 255
     taken = time_in_turns(
@@ -41,7 +41,7 @@ def strip(rounds: int) -> list[Figure]:
 
     folder = model_folder("yolov8_s")
     detector = agssp_zoo.load_detector(folder, engine="onnx")
-    session = _session(str(folder / "model.onnx"))
+    session = open_session(str(folder / "model.onnx"))
     image = np.random.default_rng(0).integers(0, 256, (256, 1600, 3), dtype=np.uint8)
     square = np.zeros((1, 640, 640, 3), np.uint8)
     taken = time_in_turns(
@@ -58,25 +58,11 @@ def postprocess(rounds: int) -> list[Figure]:
     import onnx
 
     classes = 6
-    session = _session(_after_the_head(onnx.load(_six_classes(classes))).SerializeToString())
-    heads = [entry.name for entry in session.get_inputs() if entry.name not in ("images", "iou_threshold")]
-    there = {entry.name for entry in session.get_inputs()}
+    session = open_session(after_the_head(onnx.load(_six_classes(classes))).SerializeToString())
     generator = np.random.default_rng(0)
     figures = []
     for centre, iou in ((-9.4, 0.7), (-8, 0.7), (-2, 0.7), (-8, 0.2)):
-        feed: dict[str, Any] = {
-            "conf_threshold": np.array([0.001], np.float32),
-            "iou_threshold": np.array([iou], np.float32),
-        }
-        if "images" in there:
-            feed["images"] = np.zeros((1, 640, 640, 3), np.uint8)
-        above = 0
-        for index, name in enumerate(heads):
-            side = 80 >> index // 2
-            channels, mean = ((classes, centre), (64, 0.0))[index % 2]
-            feed[name] = generator.normal(mean, 1, (1, channels, side, side)).astype(np.float32)
-            if channels == classes:
-                above += int((feed[name] > np.log(0.001 / 0.999)).sum())
+        feed, above = drawn_logits(session, classes, centre, 0.001, iou, generator)
         taken = time_in_turns({"run": functools.partial(session.run, None, feed)}, max(rounds, 25))["run"]
         count = int(session.run(["count"], feed)[0][0])
         note = f"{count} chosen of 8400 x {classes} at 0.001, IoU {iou}"
@@ -84,7 +70,43 @@ def postprocess(rounds: int) -> list[Figure]:
     return figures
 
 
-def _session(model: str | bytes) -> Any:
+def drawn_logits(
+    session: Any, classes: int, centre: float, conf: float, iou: float, generator: Any
+) -> tuple[dict[str, Any], int]:
+    """What the head might have answered at 640x640: normally distributed logits.
+
+    Args:
+        session: of :func:`after_the_head`.
+        classes: the detector's.
+        centre: mean of the classes' logits.
+        conf: score threshold.
+        iou: of the suppression.
+        generator: numpy's.
+
+    Returns:
+        The session's inputs, and how many scores are above the threshold.
+    """
+    import numpy as np
+
+    there = [entry.name for entry in session.get_inputs()]
+    heads = [name for name in there if name not in ("images", "conf_threshold", "iou_threshold")]
+    feed: dict[str, Any] = {
+        "conf_threshold": np.array([conf], np.float32),
+        "iou_threshold": np.array([iou], np.float32),
+    }
+    if "images" in there:
+        feed["images"] = np.zeros((1, 640, 640, 3), np.uint8)
+    above = 0
+    for index, name in enumerate(heads):
+        side = 80 >> index // 2
+        channels, mean = ((classes, centre), (64, 0.0))[index % 2]
+        feed[name] = generator.normal(mean, 1, (1, channels, side, side)).astype(np.float32)
+        if channels == classes:
+            above += int((feed[name] > np.log(conf / (1 - conf))).sum())
+    return feed, above
+
+
+def open_session(model: str | bytes) -> Any:
     """One thread."""
     import onnxruntime
 
@@ -110,12 +132,13 @@ def _six_classes(classes: int) -> Path:
     return path
 
 
-def _after_the_head(model: Any) -> Any:
+def after_the_head(model: Any) -> Any:
     """The part of a detector's graph behind its last convolutions, whose outputs become inputs."""
     import onnx
 
     activated = {name for node in model.graph.node if node.op_type == "Sigmoid" for name in node.input}
     heads = [n.output[0] for n in model.graph.node if n.op_type == "Conv" and n.output[0] not in activated]
+    heads = [name for name in heads if "/dfl/" not in name]  # another package decodes by a convolution
     wanted = {output.name for output in model.graph.output}
     kept = []
     for node in reversed(model.graph.node):

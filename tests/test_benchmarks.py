@@ -72,3 +72,77 @@ def test_maps_of_boxes():
 
     cells = box_map(np.array([[0, 0, 50, 100], [75, 0, 100, 50]], np.float32), (200, 100), 4)
     np.testing.assert_allclose(cells, [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_ratios_are_of_the_same_rounds():
+    from benchmarks.peers_page import ratio
+
+    assert ratio([1.0], [4.0]) == "0.25"
+    assert ratio([1.0, 2.0, 3.0], [2.0, 4.0, 12.0]) == "0.5 (0.375–0.5)"  # a slow round slows both
+
+
+def test_tables_of_the_comparison_say_where_others_win():
+    from benchmarks.peers_page import tables
+
+    about = {"measured": "2026-01-02 03:04 UTC", "load": 1.0, "versions": {"python": "3.11"}, "failed": {}}
+    names = ("agssp-zoo", "agssp-zoo, INT8", "ultralytics, PyTorch", "ultralytics, ONNX dynamic")
+    values = {"square": dict(zip(names, ([0.2, 0.2], [0.1, 0.1], [0.4, 0.4], [0.16, 0.16]), strict=True))}
+    size = {"megabytes": 200.0, "without_cuda": 200.0, "packages": 20}
+    sizes = {"agssp-zoo": size, "ultralytics, PyTorch": {**size, "megabytes": 5000.0}}
+    text = tables(
+        {
+            "latency_s": {**about, "values": values, "failed": {"ultralytics, ONNX": "no file"}},
+            "install": {**about, "sizes": sizes, "mmdet": {"installed": False, "said": "error: no wheel"}},
+        }
+    )
+    assert "| yolov8_s, 640x640 | 0.5 (0.5–0.5) |  | 1.25 (1.25–1.25) |" in text
+    assert "| yolov8_s, INT8, 640x640 | 0.25 (0.25–0.25) |" in text
+    assert "Cheaper than ours: ultralytics, ONNX dynamic in yolov8_s, 640x640: 1.25 (1.25–1.25).\n" in text
+    assert "| megabytes on the disk | 0.04 |" in text and "`error: no wheel`" in text
+    assert "ultralytics, ONNX has no figures: `no file`." in text
+
+
+def test_a_tool_that_does_not_start_is_told_and_the_others_go_on():
+    from benchmarks.peers_turns import Contender, take_turns
+
+    jobs = {"square": {"image": (64, 64), "size": None}}
+    model = ROOT / "model_cards" / "yolov8_n.scratch_neu_det"
+    contenders = [
+        Contender("ours", lambda: Path(sys.executable), lambda: {"tool": "ours", "model": model, "jobs": jobs}),
+        Contender("none", lambda: Path(sys.executable), lambda: {"tool": "ours", "model": "nowhere", "jobs": jobs}),
+    ]
+    part = take_turns(contenders, rounds=2)
+    assert len(part["values"]["square"]["ours"]) == 2 and min(part["values"]["square"]["ours"]) > 0
+    assert list(part["values"]["square"]) == ["ours"] and "nowhere" in part["failed"]["none"]
+
+
+def test_the_same_logits_decode_to_the_same_boxes():
+    import numpy as np
+
+    from benchmarks.peers_boxes import decode
+
+    sides = np.full((4, 16), -50.0, np.float32)
+    for side, bin_ in enumerate((1, 2, 3, 4)):  # left, top, right, bottom in units of the stride
+        sides[side, bin_] = 50
+    box = np.tile(sides.reshape(1, 64, 1, 1), (1, 1, 20, 20))
+    answer = decode([np.zeros((1, 6, 20, 20), np.float32)], [box])
+    assert answer.shape == (1, 10, 400)
+    np.testing.assert_allclose(
+        answer[0, :, 21], [(1.5 + 1) * 32, (1.5 + 1) * 32, 4 * 32, 6 * 32, *[0.5] * 6], rtol=1e-5
+    )
+
+
+def test_sizes_of_what_is_installed():
+    from benchmarks.peers_install import closure
+
+    found = closure(sys.executable, "agssp-zoo")
+    assert found["megabytes"] == found["without_cuda"] and 100 < found["megabytes"] < 300
+    assert {"onnxruntime", "numpy"} <= set(found["largest"]) and found["packages"] > 5
+    with pytest.raises(RuntimeError, match="not installed: no-such-package"):
+        closure(sys.executable, "no-such-package")
+
+
+def test_the_page_has_its_marks():
+    from benchmarks.peers import BEGIN, DOCS, END
+
+    assert DOCS.read_text().count(BEGIN) == DOCS.read_text().count(END) == 1

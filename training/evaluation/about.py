@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from agssp_zoo.machine import machine
+from agssp_zoo.machine import versions as installed
+
+__all__ = ["PACKAGES", "About", "machine", "versions"]
 
 PACKAGES = ("agssp-zoo", "numpy", "onnxruntime", "torch", "torchvision", "faster-coco-eval")
 
@@ -77,33 +78,4 @@ class About:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that bear on the figures, as far as they are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, system and, where torch is loaded and sees one, the GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    described = {"processor": _processor(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        described["gpu"] = torch.cuda.get_device_name(0)
-    return described
-
-
-def _processor() -> str:
-    """The processor's name, from the system where Python does not know it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return installed(PACKAGES)
