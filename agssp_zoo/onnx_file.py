@@ -1,14 +1,14 @@
-"""Changing the thresholds inside an ONNX file, without the onnx package, which only the ``export`` extra brings.
+"""Changing single entries of an ONNX file, without the onnx package, which only the ``export`` extra brings.
 
-An ONNX file is one protobuf message. Two entries of it are exchanged, the initialiser ``conf_threshold`` and the
-metadata ``config``; all other bytes stay as they are. Field numbers are those of ``onnx.proto`` (Apache-2.0), the
+An ONNX file is one protobuf message. Entries of it are exchanged (the initialiser ``conf_threshold`` and the metadata
+``config``) or left out; all other bytes stay as they are. Field numbers are those of ``onnx.proto`` (Apache-2.0), the
 encoding is https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from agssp_zoo.errors import EngineError
@@ -44,6 +44,38 @@ def with_thresholds(path: Path, thresholds: Sequence[float], config: str) -> lis
         return _exchange(memoryview(path.read_bytes()), path, thresholds, config.encode())
     except (IndexError, ValueError, struct.error):
         raise EngineError(f"{path} is damaged or no ONNX file; make it with `agssp-zoo export`.") from None
+
+
+def without_initializers(path: Path, names: Collection[str]) -> list[bytes | memoryview]:
+    """The content of an ONNX file without some of its initialisers.
+
+    Args:
+        path: the file.
+        names: of the initialisers to leave out; those that the file has not are passed over.
+
+    Returns:
+        The new content in parts, as for :func:`with_thresholds`.
+
+    Raises:
+        EngineError: it is no ONNX file.
+        OSError: it cannot be read.
+    """
+    unwanted = {name.encode() for name in names}
+    parts: list[bytes | memoryview] = []
+    try:
+        for number, entry, payload in _fields(memoryview(path.read_bytes())):
+            if number != GRAPH:
+                parts.append(entry)
+                continue
+            kept = [
+                inner
+                for field, inner, tensor in _fields(payload)
+                if field != INITIALIZER or bytes(_first(tensor, TENSOR_NAME)) not in unwanted
+            ]
+            parts += [_head(GRAPH, sum(map(len, kept))), *kept]
+    except (IndexError, ValueError):
+        raise EngineError(f"{path} is damaged or no ONNX file; make it with `agssp-zoo export`.") from None
+    return parts
 
 
 def _exchange(data: memoryview, path: Path, thresholds: Sequence[float], config: bytes) -> list[bytes | memoryview]:

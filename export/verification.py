@@ -88,7 +88,9 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
                 raise ExportError(f"{path.name}: {name} is {defaults.get(name)}, but the config says {values}.")
     network = FromImages(module, raw=raw)
     sizes = SIZES if module.config.preprocess.stride > 1 else ANY_SIZES
-    inputs = [(f"{kind} of {'x'.join(map(str, size))}", images) for size in sizes for kind, images in example_inputs(size)]
+    inputs = [
+        (f"{kind} of {'x'.join(map(str, size))}", images) for size in sizes for kind, images in example_inputs(size)
+    ]
     for (where, images), candidates in zip(inputs, itertools.cycle(CANDIDATES), strict=False):
         feeds = {"images": images}
         if takes_sizes(module) and where.startswith("noise"):  # on the other images all is valid, without being told
