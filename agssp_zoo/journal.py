@@ -129,6 +129,12 @@ def write_durably(path: Path, text: str) -> None:
             os.close(folder)
 
 
+def force_to_disk(path: Path) -> None:
+    """Waits until a written file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 class Lock:
     """Keeps a second process from the same folder, as long as this one lives; the system frees it, whatever happens."""
 

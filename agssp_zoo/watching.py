@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import InvalidArgumentError, SourceError
-from agssp_zoo.journal import Journal, Lock, Version, write_durably
+from agssp_zoo.journal import Journal, Lock, Version, force_to_disk, write_durably
 from agssp_zoo.prefetch import WriteBehind
 from agssp_zoo.sources import is_image_name, natural_key
 
@@ -264,7 +264,7 @@ class Watch:
             for answer in answers:
                 page = "" if answer.page is None else f"_page{answer.page}"
                 try:
-                    answer.save(self.settings.out / PICTURES / f"{name}{page}.jpg")
+                    force_to_disk(answer.save(self.settings.out / PICTURES / f"{name}{page}.jpg"))
                 except (
                     SourceError,
                     InvalidArgumentError,

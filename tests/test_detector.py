@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 import tracemalloc
 import warnings
@@ -351,6 +352,19 @@ def test_loading_errors(tmp_path):
         load_detector(tmp_path / "none.onnx")
     with pytest.raises(InvalidArgumentError, match="ONNX file"):
         load_detector(tmp_path / "none.onnx", engine="pytorch")
+
+
+def test_the_keywords_of_predict_and_stream_are_a_promise():
+    """Changing one needs a line in CHANGELOG.md."""
+    promised = {
+        "conf": None, "iou": None, "max_det": None, "size": None, "batch": 1, "tile": None, "overlap": 0.2,
+        "tile_whole": False, "channel_order": "rgb", "on_error": None,
+    }  # fmt: skip
+    for method in (Detector.predict, Detector.stream):
+        parameters = list(inspect.signature(method).parameters.values())
+        assert [p.name for p in parameters[:2]] == ["self", "source"]
+        assert {p.name: p.default for p in parameters[2:]} == promised
+        assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:])
 
 
 def test_about_a_detector():
