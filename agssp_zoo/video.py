@@ -1,7 +1,6 @@
 """Frames of a video file, a camera or a network stream, one after the other (the extra ``video``).
 
-OpenCV reads them: it knows the cameras of every system by number, RTSP, and the usual files, under Apache-2.0 with an
-FFmpeg under the LGPL; PyAV's wheels hold codecs under the GPL.
+OpenCV reads them: it knows the cameras of every system by number, RTSP, and the usual files, and is under Apache-2.0.
 """
 
 from __future__ import annotations
