@@ -65,6 +65,19 @@ def test_the_file_passes_the_verification(module, engine, monkeypatch: pytest.Mo
     verification.verify_file(engine.model.path, module, raw=False)
 
 
+def test_verification_leaves_out_queries_that_changed_places() -> None:
+    from agssp_zoo.errors import ExportError
+    from agssp_zoo.export.verification import _same_queries
+
+    boxes, scores = np.random.default_rng(0).random((2, 50, 4)) * 100, np.ones((2, 50, 3))
+    swapped, other = boxes.copy(), scores.copy()
+    swapped[1, [3, 4]], other[1, [3, 4]] = swapped[1, [4, 3]], 0.5
+    one, two = _same_queries(["network/boxes", "network/scores"], [boxes, scores], [swapped, other], "noise")
+    assert len(one[0]) == 98 and all(np.array_equal(*pair) for pair in zip(one, two, strict=True))
+    with pytest.raises(ExportError, match="queries differ from PyTorch's on noise: 4 of 100"):
+        _same_queries(["query_boxes"], [boxes], [boxes + (np.arange(50) < 2)[:, None]], "noise")
+
+
 @pytest.mark.slow
 def test_one_class_predicts_in_either_engine(module, engine) -> None:
     image = pixels(1, 200, 260)[0]

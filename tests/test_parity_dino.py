@@ -6,6 +6,7 @@ Run with ``-s`` to see the figures that are reached. The weights are stand-ins, 
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -138,6 +139,7 @@ def test_detections(module, recorded):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("AGSSP_TEST_FULL"), reason="exports for minutes; AGSSP_TEST_FULL=1 asks for it")
 def test_the_exported_file(module, reference, recorded, tmp_path):
     """Detections on the three images, and those that the recorded padded batch stands for."""
     pytest.importorskip("onnxscript")

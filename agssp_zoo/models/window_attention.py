@@ -28,13 +28,11 @@ class WindowPart:
 
     Attributes:
         inside: for every place of every window, the row of the batch's tokens (B * H * W, C) that stands there,
-            (windows, N) int64; 0 where none does.
-        outside: where none does, (windows, N, 1) bool; ``None`` if there is no such place.
+            (windows, N) int64; B * H * W where none does.
         apart: what is added to the logits of two places, (1 or windows, 1, N, N) float32; ``None``: nothing.
     """
 
     inside: Tensor
-    outside: Tensor | None
     apart: Tensor | None
 
 
@@ -47,18 +45,20 @@ class WindowPlan:
     Attributes:
         parts: the windows.
         back: for every token, its place among all places of all parts, (B, H * W) int64.
+        whole: whether there is a token at every place.
     """
 
     parts: tuple[WindowPart, ...]
     back: Tensor
+    whole: bool
 
     def to(self, device: torch.device) -> WindowPlan:
         """The same on another device."""
-        parts = []
-        for part in self.parts:
-            outside, apart = (None if t is None else t.to(device) for t in (part.outside, part.apart))
-            parts.append(WindowPart(part.inside.to(device), outside, apart))
-        return WindowPlan(tuple(parts), self.back.to(device))
+        parts = tuple(
+            WindowPart(part.inside.to(device), None if part.apart is None else part.apart.to(device))
+            for part in self.parts
+        )
+        return WindowPlan(parts, self.back.to(device), self.whole)
 
 
 def make_plan(
@@ -85,48 +85,37 @@ def make_plan(
     token = (rows[:, :, None, None] * width + columns).transpose(1, 2).flatten(2).flatten(0, 1)
     outside = ((rows >= height)[:, :, None, None] | (columns >= width)).transpose(1, 2).flatten(2).flatten(0, 1)
     region = (row_region[:, :, None, None] * 3 + column_region).transpose(1, 2).flatten(2).flatten(0, 1)
+    end = batch * height * width
     token = token + torch.arange(batch, device=device)[:, None, None] * (height * width)
+    token = token.masked_fill(outside, end)
     apart = torch.where(region[:, None, :, None] == region[:, None, None, :], 0.0, APART) if shift else None
     if is_capturing():
         apart = apart.repeat(batch, 1, 1, 1) if apart is not None else None
-        token, outside = token.flatten(0, 1), outside.repeat(batch, 1)
-        parts: tuple[WindowPart, ...] = (WindowPart(token.masked_fill(outside, 0), outside[..., None], apart),)
+        parts: tuple[WindowPart, ...] = (WindowPart(token.flatten(0, 1), apart),)
     else:
-        parts, token, outside = _sorted_parts(token, outside, region if shift else region * 0, apart, largest)
-    end = batch * height * width
-    target = token.masked_fill(outside, end).flatten()
+        parts = _sorted_parts(token, region if shift else region * 0, apart, largest)
+    target = torch.cat([part.inside.flatten() for part in parts])
     place = torch.arange(target.shape[0], device=device)
     back = torch.zeros(end + 1, dtype=torch.int64, device=device).scatter(0, target, place)
-    return WindowPlan(parts, back[:-1].view(batch, height * width))
+    return WindowPlan(parts, back[:-1].view(batch, height * width), not is_capturing() and not bool(outside.any()))
 
 
-def _sorted_parts(
-    token: Tensor, outside: Tensor, region: Tensor, apart: Tensor | None, largest: int | None
-) -> tuple[tuple[WindowPart, ...], Tensor, Tensor]:
+def _sorted_parts(token: Tensor, region: Tensor, apart: Tensor | None, largest: int | None) -> tuple[WindowPart, ...]:
     """The windows by kind.
 
     Args:
         token: (B, windows, N).
-        outside: (windows, N).
         region: (windows, N).
         apart: (windows, 1, N, N).
         largest: see :func:`make_plan`.
-
-    Returns:
-        the parts, and ``token`` and ``outside`` in their order, both (B * windows, N).
     """
-    parts, tokens, outsides = [], [], []
+    parts = []
     most = max(1, largest // token.shape[2]) if largest else token.shape[0] * token.shape[1]
     for kind in torch.unique(region[:, -1]).tolist():  # the regions of its last place tell what a window is made of
         chosen = (region[:, -1] == kind).nonzero()[:, 0]
         own = apart[chosen[:1]] if apart is not None and kind else None
-        windows = token[:, chosen].flatten(0, 1)
-        missing = outside[chosen].repeat(token.shape[0], 1)
-        for some, where in zip(torch.split(windows, most), torch.split(missing, most), strict=True):
-            tokens.append(some)
-            outsides.append(where)
-            parts.append(WindowPart(some.masked_fill(where, 0), where[..., None] if where.any() else None, own))
-    return tuple(parts), torch.cat(tokens), torch.cat(outsides)
+        parts += [WindowPart(some, own) for some in torch.split(token[:, chosen].flatten(0, 1), most)]
+    return tuple(parts)
 
 
 def _axis(length: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -179,18 +168,18 @@ class WindowAttention(nn.Module):
         """
         batch, length, channels = x.shape
         rows = x.reshape(batch * length, channels)
+        if not plan.whole:
+            rows = F.pad(rows, (0, 0, 0, 1))  # the token that stands where there is none
+        qkv = linear(rows, self.qkv.weight, self.qkv.bias)
         bias = self.position_bias()
-        parts = [self._attend(rows, part, bias) for part in plan.parts]
+        parts = [self._attend(qkv, part, bias) for part in plan.parts]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return linear(F.embedding(plan.back, out.view(-1, channels)), self.proj.weight, self.proj.bias)
 
-    def _attend(self, rows: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
-        """Rows (B * H * W, C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
-        tokens = F.embedding(part.inside, rows)  # each place takes its row
-        if part.outside is not None:
-            tokens.masked_fill_(part.outside, 0.0)
-        qkv = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+    def _attend(self, qkv: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
+        """Rows (tokens, 3 C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
+        own = F.embedding(part.inside, qkv).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
+        q, k, v = own.permute(2, 0, 3, 1, 4).unbind()
         if part.apart is not None:
             bias = bias + part.apart
         if is_capturing():  # written out: the tracer mistakes the memory order of the other's answer

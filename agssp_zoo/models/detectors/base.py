@@ -25,9 +25,12 @@ class DetectorModule(ZooModule):
         num_classes: number of classes.
         class_layers: names of the layers that tell the classes apart, drawn anew when a model learns other classes.
         strides: of the head's levels, in input pixels.
+        rows_are_queries: whether rows of an answer begin with the best proposals; of two whose scores are equal but for
+            rounding, either may come first.
     """
 
     family: ClassVar[str]
+    rows_are_queries: ClassVar[bool] = False
     class_layers: tuple[str, ...]
     backbone: Backbone
     neck: nn.Module

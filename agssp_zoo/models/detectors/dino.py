@@ -38,6 +38,7 @@ class Dino(DetectorModule):
     """
 
     family: ClassVar[str] = "dino"
+    rows_are_queries: ClassVar[bool] = True
     neck: ChannelMapper
     head: DinoHead
 
