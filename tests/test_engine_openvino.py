@@ -9,14 +9,12 @@ import numpy as np
 import onnx
 import pytest
 from test_engines import CONFIG, color, write_onnx
-from test_export import lively, open_session
+from test_export import open_session
+from trained_detector import surfaces, trained_folder
 
 from agssp_zoo import load_detector
-from agssp_zoo.config import Postprocess
 from agssp_zoo.detector import Detector
 from agssp_zoo.errors import EngineError, IntegrityError, InvalidArgumentError, MissingDependencyError
-from agssp_zoo.export import export_onnx
-from agssp_zoo.export.verification import example_inputs
 from agssp_zoo.folder import write_folder
 
 pytest.importorskip("openvino")
@@ -31,9 +29,7 @@ SCORE_BF16, SHARE_BF16 = 0.03, 0.9
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    module = lively("yolov8_n")
-    module.config = module.config.replace(postprocess=Postprocess(conf=0.05, iou=0.6, max_det=100))
-    return export_onnx(module, tmp_path_factory.mktemp("openvino") / "model.onnx", verify=False)
+    return trained_folder(tmp_path_factory.mktemp("openvino") / "detector") / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +63,14 @@ def test_the_contract(folder):
 def test_the_same_answers_as_onnx_runtime(file):
     """Thresholds included, which OpenVINO by itself would take for constants, also inside the loop."""
     engine, session = OpenVinoEngine(file, precision="float32"), open_session(file)
-    for size in ((1, 192, 256), (3, 96, 64)):
-        images = dict(example_inputs(size))["drawn surfaces"]
-        for conf, iou in ((None, None), (0.01, 0.3), (0.2, 0.9)):
-            thresholds = {"conf_threshold": np.float32([conf or 0.05]), "iou_threshold": np.float32([iou or 0.6])}
+    for size in ((1, 192, 256), (3, 96, 160)):
+        images = surfaces(size[0], size[1:])
+        for conf, iou in ((None, None), (0.01, 0.3), (0.6, 0.9)):
+            thresholds = {"conf_threshold": np.float32([conf or 0.25]), "iou_threshold": np.float32([iou or 0.7])}
             feeds = {"images": images, **thresholds}
             boxes, scores, labels, count = session.run(["boxes", "scores", "labels", "count"], feeds)
             found = engine.run(images, conf=conf, iou=iou)
-            assert found.count.tolist() == count.tolist() and (conf == 0.2 or count.min() > 0)
+            assert found.count.tolist() == count.tolist() and (conf != 0.01 or count.min() > 0)
             assert np.abs(found.scores - scores).max() < SCORE and np.abs(found.boxes - boxes).max() < PIXELS
             assert (found.labels == labels).mean() > 0.98
             assert found.labels.dtype == np.int64 and found.boxes.dtype == np.float32
@@ -83,7 +79,7 @@ def test_the_same_answers_as_onnx_runtime(file):
 def test_further_sizes_run_in_one_network(file):
     engine, session = OpenVinoEngine(file, precision="float32"), open_session(file)
     for number in range(STATIC_SIZES + 2):
-        images = dict(example_inputs((1, 32 + 32 * number, 64)))["drawn surfaces"]
+        images = surfaces(1, (64 + 32 * number, 64))
         found = engine.run(images)
         assert np.abs(found.scores - session.run(["scores"], {"images": images})[0]).max() < SCORE
     assert len(engine._of_size) == STATIC_SIZES
@@ -93,8 +89,8 @@ def test_further_sizes_run_in_one_network(file):
 def test_bfloat16_is_taken_where_the_cpu_has_it(file):
     engine, exact = OpenVinoEngine(file), OpenVinoEngine(file, precision="float32")
     assert engine.precision == "bfloat16" and exact.precision == "float32"
-    images = dict(example_inputs((1, 192, 256)))["drawn surfaces"]
-    one, other = (Detector(e).predict(images[0], size=(192, 256))[0] for e in (exact, engine))
+    images = surfaces(1, (192, 256))
+    one, other = (Detector(e).predict(images[0], size=(192, 256), conf=0.05)[0] for e in (exact, engine))
     assert np.abs(one.scores[:10] - other.scores[:10]).max() < SCORE_BF16
     assert min(len(one), len(other)) >= SHARE_BF16 * max(len(one), len(other)) > 0
     assert not np.array_equal(one.scores, other.scores), "else it would not have been bfloat16"

@@ -52,7 +52,8 @@ class OpenVinoEngine:
         Args:
             path: a detector's ONNX file of ``agssp-zoo export``.
             device: ``"cpu"``, ``"gpu"``, ``"gpu.1"``, ``"npu"``, as OpenVINO has them.
-            precision: of the arithmetic; ``None`` takes bfloat16 (GPU: float16) where the device has it, else float32.
+            precision: of the arithmetic; ``None`` takes bfloat16 (GPU: float16) where the device has it, else float32;
+                for what a quantised file leaves in floats it takes float32.
             config: the config to go by, e.g. of the file's folder; ``None`` takes the one in the file.
 
         Raises:
@@ -63,7 +64,6 @@ class OpenVinoEngine:
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
         self._device = _find_device(self._core, device)
-        self.precision = _find_precision(self._core, self._device, precision)
         try:
             content = self.path.read_bytes()
         except OSError as error:
@@ -76,8 +76,11 @@ class OpenVinoEngine:
                 f"{self.path} cannot be opened as ONNX: {_first_line(error)} It is damaged, no ONNX file, or too new "
                 f"for OpenVINO {self._openvino.__version__}."
             ) from error
-        stored = _plain(self._model.get_rt_info("framework")) if self._model.has_rt_info("framework") else {}
-        outputs, own = read_metadata(self.path, {key: str(_plain(value)) for key, value in stored.items()})
+        stored: dict[str, Any] = {}
+        if self._model.has_rt_info("framework"):
+            stored = _plain(self._model.get_rt_info("framework"))
+        metadata = {key: str(_plain(value)) for key, value in stored.items()}
+        outputs, own = read_metadata(self.path, metadata)
         if config is not None:
             check_same_model(self.path, own, config)
         self.config = own if config is None else config
@@ -87,6 +90,9 @@ class OpenVinoEngine:
             raise EngineError(f"{self.path} has not the inputs and outputs of a detector; export the detector again.")
         most = shapes["scores"][1]
         self.max_det: int | None = most.get_length() if most.is_static else None
+        if precision is None and metadata.get("precision") == "int8":
+            precision = "float32"  # what is not in 8 bits; the file's figures were measured so
+        self.precision = _find_precision(self._core, self._device, precision)
         self._any_size = self._compile(self._model)
         self._of_size: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
