@@ -129,7 +129,7 @@ class OpenVinoEngine:
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         """What runs inputs of a shape."""
-        if shape not in self._of_size and len(self._of_size) < STATIC_SIZES and len(shape) == 4:
+        if shape not in self._of_size and len(self._of_size) < STATIC_SIZES and shape[3:] == (3,):
             model = self._model.clone()
             model.reshape({"images": list(shape)})
             self._of_size[shape] = self._compile(model)
