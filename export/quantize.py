@@ -177,7 +177,7 @@ def _search(
         nonlocal best
         quantized = quantize(prepared, todo, choose_ranges(histograms[number], todo, method), settings.full_range)
         what = {"method": method, "images": number, "full_range": settings.full_range}
-        _add_metadata(quantized, {"precision": "int8", "calibration": json.dumps(what)})
+        _add_metadata(quantized, {"calibration": json.dumps(what)})
         onnx.save(quantized, tries)
         trial = Trial(method, number, *judge.measured(open_detector(tries, config)))
         trials.append(trial)
@@ -241,6 +241,7 @@ def quantize(prepared: onnx.ModelProto, plan: Plan, ranges: Ranges, full_range: 
         quantizer.quantize_model()
     finished: onnx.ModelProto = quantizer.model.model
     finish(finished)
+    _add_metadata(finished, {"precision": "int8"})
     finished.producer_name, finished.producer_version = prepared.producer_name, prepared.producer_version
     return finished
 

@@ -254,7 +254,7 @@ def test_pytorch_errors(torch_folder, tmp_path):
             load_detector(torch_folder, engine="pytorch", device=device)
     with pytest.raises(InvalidArgumentError, match="providers"):
         load_detector(torch_folder, engine="pytorch", providers=["CPUExecutionProvider"])
-    with pytest.raises(InvalidArgumentError, match="choose 'auto', 'onnx' or 'pytorch'"):
+    with pytest.raises(InvalidArgumentError, match="choose 'auto', 'onnx' or 'pytorch' or 'openvino'"):
         load_detector(torch_folder, engine="tensorflow")
     with pytest.raises(EngineError, match="agssp-zoo export"):
         load_detector(torch_folder, engine="onnx")

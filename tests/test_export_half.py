@@ -12,23 +12,18 @@ pytest.importorskip("onnxruntime")
 
 from test_engines import CONFIG, write_onnx  # noqa: E402
 from test_export import lively, open_session  # noqa: E402
+from trained_detector import surfaces, trained_folder  # noqa: E402
 
-from agssp_zoo import cli, load_detector, models  # noqa: E402
+from agssp_zoo import cli, load_detector  # noqa: E402
 from agssp_zoo.config import Preprocess  # noqa: E402
 from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError  # noqa: E402
 from agssp_zoo.export import export_half, export_onnx  # noqa: E402
-from agssp_zoo.export.verification import example_inputs  # noqa: E402
-from agssp_zoo.folder import ModelFolder, write_folder  # noqa: E402
+from agssp_zoo.folder import ModelFolder  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    module = lively("yolov8_n")
-    config = module.config.replace(name="yolov8_n.lively", preprocess=Preprocess(size=192))
-    module.config = config
-    path = tmp_path_factory.mktemp("half") / "detector"
-    write_folder(path, config, {"model.safetensors": lambda path: models.save_weights(module, path, config)})
-    export_onnx(path, verify=False)
+    path = trained_folder(tmp_path_factory.mktemp("half") / "detector")
     assert cli.main(["export", str(path), "--fp16"]) == 0
     return path
 
@@ -42,17 +37,17 @@ def test_the_contract_and_the_answers(folder):
         assert described[0] == described[1]
     before, after = (session.get_modelmeta().custom_metadata_map for session in (one, other))
     assert after == before | {"precision": "float16"}
-    images = dict(example_inputs((2, 96, 256)))["drawn surfaces"]
+    images = surfaces(2, (192, 256))
     feeds = {"images": images, "conf_threshold": np.array([0.05], np.float32)}
     expected, found = (session.run(["boxes", "scores", "labels", "count"], feeds) for session in (one, other))
-    assert abs(int(expected[3].sum()) - int(found[3].sum())) <= 4 and expected[3].min() > 5
-    assert np.abs(expected[1][:, :5] - found[1][:, :5]).max() < 0.01
+    assert abs(int(expected[3].sum()) - int(found[3].sum())) <= 4 and expected[3].min() > 3
+    assert np.abs(expected[1][:, :3] - found[1][:, :3]).max() < 0.01
 
 
 def test_loading_it(folder):
     detector = load_detector(folder, precision="float16")
     assert detector.engine.model.path.name == "model.fp16.onnx"
-    image = dict(example_inputs((1, 150, 190)))["drawn surfaces"][0]
+    image = surfaces(1)[0]
     assert len(detector.predict(image, conf=0.05)[0]) == pytest.approx(
         len(load_detector(folder).predict(image, conf=0.05)[0]), abs=4
     )
@@ -64,7 +59,7 @@ def test_only_the_network_is_in_float16(folder):
     onnx.checker.check_model(model, full_check=True)
     kinds = {entry.name: entry.data_type for entry in model.graph.initializer}
     weights = [name for name in kinds if name.endswith("/float16")]
-    assert len(weights) >= 126 and all(kinds[name] == onnx.TensorProto.FLOAT16 for name in weights)
+    assert len(weights) > 100 and all(kinds[name] == onnx.TensorProto.FLOAT16 for name in weights)
     assert kinds["conf_threshold"] == kinds["network/module.pixel_std"] == onnx.TensorProto.FLOAT
     casts = [node for node in model.graph.node if node.op_type == "Cast" and node.name.endswith("/cast")]
     assert len(casts) == 1 + 6, "one into the network, six out of it"
@@ -73,7 +68,7 @@ def test_only_the_network_is_in_float16(folder):
 def test_a_backbone(tmp_path):
     path = export_onnx(lively("cspdarknet_n"), tmp_path / "backbone.onnx", verify=False)
     half = open_session(export_half(path, tmp_path / "half.onnx"))
-    images = dict(example_inputs((1, 64, 96)))["noise"]
+    images = surfaces(1, (64, 96))
     answers = [session.run(None, {"images": images}) for session in (open_session(path), half)]
     for one, other in zip(*answers, strict=True):
         assert one.dtype == other.dtype == np.float32 and np.abs(one - other).max() < 0.05 * np.abs(one).max()
@@ -87,7 +82,9 @@ def test_what_cannot_be_written(folder, tmp_path):
         export_half(tmp_path / "b.onnx", tmp_path / "a.onnx")
     with pytest.raises(InvalidArgumentError, match="say with out"):
         export_half(folder / "model.onnx")
-    write_onnx(tmp_path / "c.onnx", CONFIG.replace(preprocess=Preprocess(pad_after_normalize=True)))
+    write_onnx(
+        tmp_path / "c.onnx", CONFIG.replace(preprocess=Preprocess(pad_after_normalize=True, pad_position="top_left"))
+    )
     with pytest.raises(ExportError, match="only YOLOv8 detectors and backbones"):
         export_half(tmp_path / "c.onnx", tmp_path / "a.onnx")
     model = onnx.load(folder / "model.onnx")

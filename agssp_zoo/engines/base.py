@@ -174,8 +174,7 @@ def load_file(
 
         if providers:
             raise InvalidArgumentError(f"providers are ONNX Runtime's; engine={engine!r} takes a device.")
-        # What is not in 8 bits in a quantised file stays in float32: its figures were measured so.
-        wanted = "float32" if precision == "int8" else precision
+        wanted = None if precision == "int8" else precision  # that is the file's
         return OpenVinoEngine(path, device=device, precision=wanted, config=config)
     from agssp_zoo.engines.onnx import OnnxEngine
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.engines.base import RawDetections, score_thresholds
 from agssp_zoo.engines.contract import check_same_model, read_metadata, thread_count
-from agssp_zoo.errors import EngineError, IntegrityError, MissingDependencyError
+from agssp_zoo.errors import EngineError, MissingDependencyError
+from agssp_zoo.onnx_file import without_initializers
 
 PRECISIONS = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}
 """Precision -> what a device says it is capable of, and OpenVINO's name of it."""
@@ -52,7 +52,8 @@ class OpenVinoEngine:
         Args:
             path: a detector's ONNX file of ``agssp-zoo export``.
             device: ``"cpu"``, ``"gpu"``, ``"gpu.1"``, ``"npu"``, as OpenVINO has them.
-            precision: of the arithmetic; ``None`` takes bfloat16 (GPU: float16) where the device has it, else float32.
+            precision: of the arithmetic; ``None`` takes bfloat16 (GPU: float16) where the device has it, else float32;
+                for what a quantised file leaves in floats it takes float32.
             config: the config to go by, e.g. of the file's folder; ``None`` takes the one in the file.
 
         Raises:
@@ -63,21 +64,23 @@ class OpenVinoEngine:
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
         self._device = _find_device(self._core, device)
-        self.precision = _find_precision(self._core, self._device, precision)
         try:
-            content = self.path.read_bytes()
+            # OpenVINO takes initialisers that are inputs as well for constants; without them they are inputs only.
+            content = b"".join(without_initializers(self.path, _OPTIONAL))
         except OSError as error:
             raise EngineError(f"{self.path} cannot be read ({error.strerror}).") from error
         try:
-            # OpenVINO takes initialisers that are inputs as well for constants; without them they are inputs only.
-            self._model = self._core.read_model(b"".join(_without_initializers(content, _OPTIONAL)))
+            self._model = self._core.read_model(content)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise EngineError(
                 f"{self.path} cannot be opened as ONNX: {_first_line(error)} It is damaged, no ONNX file, or too new "
                 f"for OpenVINO {self._openvino.__version__}."
             ) from error
-        stored = _plain(self._model.get_rt_info("framework")) if self._model.has_rt_info("framework") else {}
-        outputs, own = read_metadata(self.path, {key: str(_plain(value)) for key, value in stored.items()})
+        stored: dict[str, Any] = {}
+        if self._model.has_rt_info("framework"):
+            stored = _plain(self._model.get_rt_info("framework"))
+        metadata = {key: str(_plain(value)) for key, value in stored.items()}
+        outputs, own = read_metadata(self.path, metadata)
         if config is not None:
             check_same_model(self.path, own, config)
         self.config = own if config is None else config
@@ -87,6 +90,9 @@ class OpenVinoEngine:
             raise EngineError(f"{self.path} has not the inputs and outputs of a detector; export the detector again.")
         most = shapes["scores"][1]
         self.max_det: int | None = most.get_length() if most.is_static else None
+        if precision is None and metadata.get("precision") == "int8":
+            precision = "float32"  # what is not in 8 bits; the file's figures were measured so
+        self.precision = _find_precision(self._core, self._device, precision)
         self._any_size = self._compile(self._model)
         self._of_size: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
@@ -123,7 +129,7 @@ class OpenVinoEngine:
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         """What runs inputs of a shape."""
-        if shape not in self._of_size and len(self._of_size) < STATIC_SIZES and len(shape) == 4:
+        if shape not in self._of_size and len(self._of_size) < STATIC_SIZES and shape[3:] == (3,):
             model = self._model.clone()
             model.reshape({"images": list(shape)})
             self._of_size[shape] = self._compile(model)
@@ -183,83 +189,6 @@ def _find_precision(core: Any, device: str, precision: str | None) -> str:
         has = ", ".join(name for name, (capability, _) in PRECISIONS.items() if capability in able)
         raise EngineError(f"precision={precision!r}: OpenVINO computes in {has} on this {device}.")
     return precision
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-_GRAPH, _INITIALIZER, _TENSOR_NAME = 7, 5, 8
-"""Fields of ONNX's ModelProto, GraphProto and TensorProto."""
-
-
-def _without_initializers(content: bytes, names: Sequence[str]) -> Iterator[bytes]:
-    """An ONNX file without some of its initialisers, by the wire format of protocol buffers; needs no package.
-
-    Raises:
-        IntegrityError: it is no such file.
-    """
-    for field, whole, body in _fields(content):
-        if field != _GRAPH:
-            yield content[whole]
-            continue
-        start, stop = body.start, body.stop
-        graph = memoryview(content)[start:stop]
-        wanted = {name.encode() for name in names}
-        kept = [
-            graph[part]
-            for inner, part, value in _fields(graph)
-            if inner != _INITIALIZER or _name(graph[value]) not in wanted
-        ]
-        yield bytes([_GRAPH << 3 | 2]) + _varint(sum(map(len, kept)))
-        yield from map(bytes, kept)
-
-
-def _name(tensor: memoryview) -> bytes:
-    """The name of a TensorProto."""
-    return next((bytes(tensor[value]) for field, _, value in _fields(tensor) if field == _TENSOR_NAME), b"")
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, slice, slice]]:
-    """Number, whole extent and content of every field of a message."""
-    position, end = 0, len(message)
-    while position < end:
-        start = position
-        key, position = _read_varint(message, position)
-        kind = key & 7
-        if kind == 2:
-            length, position = _read_varint(message, position)
-        elif kind == 0:
-            after = _read_varint(message, position)[1]
-            length = after - position
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise IntegrityError("This is no ONNX file.")
-        if position + length > end:
-            raise IntegrityError("This ONNX file is truncated.")
-        yield key >> 3, slice(start, position + length), slice(position, position + length)
-        position += length
-
-
-def _read_varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
-    """A number, and where it ends."""
-    value = shift = 0
-    while position < len(message) and shift < 64:
-        byte = message[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-        shift += 7
-    raise IntegrityError("This is no ONNX file, or a truncated one.")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _plain(value: Any) -> Any:
