@@ -26,7 +26,7 @@ from agssp_zoo.training.synthetic import draw_sample
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-MODEL = ROOT / "model_cards" / "yolov8_n.scratch_neu_det" / "model.onnx"
+MODEL = ROOT / "model_cards" / "yolov8_n.agssp_neu_det" / "model.onnx"
 PIXELS = 0.5
 """A side of a box may lie so far from Python's, in pixels of the image."""
 CONF = 0.1
@@ -255,7 +255,7 @@ def test_the_page_finds_what_python_finds_in_dropped_images(
     page("cards/model.onnx")
     for image, lines in zip(images, expected, strict=True):
         said = drop(browser, f"images/{image.name}", image.name)
-        assert said.startswith("yolov8_n.scratch_neu_det, 6 classes. Last image: "), said
+        assert said.startswith("yolov8_n.agssp_neu_det, 6 classes. Last image: "), said
         compare(parsed(browser.run(LINES)), [line for line in lines if line[1] > 0.25], 0.25)
     drop(browser, "own/own.onnx", "own.onnx")
     (found,) = agssp_zoo.load_detector(with_own_thresholds).predict(str(images[-1]))
