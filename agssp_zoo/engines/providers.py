@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 from collections.abc import Iterable, Sequence
 
@@ -112,7 +111,8 @@ def side_by_side(path: Iterable[str] | None = None) -> str | None:
     Args:
         path: where to look for distributions; ``None``: on ``sys.path``.
     """
-    distributions = importlib.metadata.distributions
+    from importlib.metadata import distributions  # which reads mail headers, and takes as long to import as that sounds
+
     everything = distributions() if path is None else distributions(path=list(path))
     found: dict[str, str] = {}
     for distribution in everything:
