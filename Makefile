@@ -33,9 +33,10 @@ $(VENV)/.full: $(VENV)/.made setup.cfg pyproject.toml
 demo: $(VENV)/.base
 	$(BIN)/python examples/demo.py --out runs/demo $(if $(IMAGES),--images "$(IMAGES)")
 
-# One thread a process: two processes with two threads each wait for each other on two cores.
+# One thread a process: two processes with two threads each wait for each other on two cores. A process that dies ends the
+# run, which would wait for it for ever.
 test: $(VENV)/.full
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart 0 $(TESTS)
 
 # mypy sees the package as a user's mypy would: installed, with training/ and export/ in their places.
 lint: $(VENV)/.full
