@@ -272,16 +272,15 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
     config = module.config.replace(preprocess=replace(module.config.preprocess, mean=(128.0, 128.0, 128.0)))
     start = write_small(tmp_path / "start", models.build(config))
     settings = {
-        **SMALL, "epochs": 75, "batch": 8, "lr": 0.003, "final_lr": 0.1, "warmup": 2.0, "val_split": "train",
-        "val_every": 5, "ema_decay": 0.95, "ema_ramp": 20.0,
+        **SMALL, "epochs": 75, "batch": 8, "lr": 0.002, "final_lr": 0.1, "warmup": 2.0, "val_split": "train",
+        "val_every": 75, "ema_decay": 0.95, "ema_ramp": 20.0,
         **dict.fromkeys(("mosaic", "translate", "scale", "flip_lr", "flip_ud"), 0.0),
         **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0),
     }  # fmt: skip
     outcome = finetune(**settings, data=str(data), model=str(start), out=str(tmp_path / "run"))
     found = rows(tmp_path / "run")
     assert list(found[0])[3:7] == ["rpn_cls_loss", "rpn_box_loss", "cls_loss", "box_loss"]
-    # One box of the eight comes and goes from epoch to epoch, differently with every order of additions.
-    assert max(float(row["map50"]) for row in found if row["map50"]) > 0.95
+    assert float(found[-1]["map50"]) > 0.95
     (answer,) = load_detector(outcome.folder / "best").predict(data / "images" / "train" / "1.png", conf=0.5)
     assert answer.labels.tolist() == [1]
 
