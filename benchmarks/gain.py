@@ -3,10 +3,11 @@
     python -m benchmarks.gain --data DATA --maps runs/maps/pool --out runs/gain
 
 ``DATA`` holds the folders of :data:`~benchmarks.gain_arms.POOL`; ``--maps`` their anomaly maps (``agssp-zoo
-anomaly-maps``). For every arm the command pretrains once, then fine-tunes for every number of images and every seed and
-scores the weights of the last epoch on ``neu_det/val.txt``: nothing is chosen on those images. Each step is one of the
-commands that a user runs; what is finished stays, what was stopped goes on. It prints the tables of docs/results.md;
-``--write`` puts them there.
+anomaly-maps``). ``--arms`` names the starts; those of one detector have one budget. For every arm the command pretrains
+once, then fine-tunes for every number of images and every seed and scores the weights of the last epoch on
+``neu_det/val.txt``: nothing is chosen on those images. Each step is one of the commands that a user runs; what is
+finished stays, what was stopped goes on. It prints the tables of docs/results.md; ``--write`` puts those there that it
+has new runs for.
 
 ``--tune LR ...`` chooses the learning rate on images of train.txt alone: it fine-tunes on 100 of them and scores 300
 others; the sets of 100 and 300 images that the arms learn from hold none of these 400.
@@ -26,13 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import ROOT, write_between
-from benchmarks.gain_arms import ARMS, MAIN, POOL, STAGES
+from benchmarks.gain_arms import ARMS, BUDGETS, POOL, STAGES, TABLES
 
 DOCS = ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- begin of the tables -->", "<!-- end of the tables -->"
-EPOCHS = {100: 80, 300: 40, 1439: 12}
-"""Epochs of fine-tuning for a number of images."""
-LEARNING_RATE = 0.002
+COUNTS = (100, 300, 1439)
+"""Numbers of labelled images."""
 TUNING = 400
 """Images of train.txt that the learning rate is chosen on: 100 to learn from, the others to score."""
 
@@ -60,12 +59,21 @@ class Places:
     maps: Path
     out: Path
     encoder: Path | None
+    imagenet: Path | None
     threads: int
 
     def fill(self, words: str) -> list[str]:
-        """A command's words with the folders in their places."""
+        """A command's words with the folders in their places.
+
+        Raises:
+            SystemExit: a file that it needs was not named.
+        """
         pool = " ".join(str(self.data / name) for name in POOL)
-        return words.format(data=self.data, maps=self.maps, pool=pool, out=self.out, encoder=self.encoder).split()
+        for name, file in (("encoder", self.encoder), ("imagenet", self.imagenet)):
+            if f"{{{name}}}" in words and file is None:
+                raise SystemExit(f"--{name}-weights FILE is needed for {words.split()[0]}.")
+        known = {"encoder": self.encoder, "imagenet": self.imagenet, "data": self.data, "maps": self.maps}
+        return words.format(**known, pool=pool, out=self.out).split()
 
     @property
     def machine(self) -> list[str]:
@@ -80,8 +88,9 @@ def main() -> int:
     parser.add_argument("--maps", type=Path, required=True, help="anomaly maps of those")
     parser.add_argument("--out", type=Path, default=Path("runs/gain"))
     parser.add_argument("--encoder-weights", type=Path, help="ViT-S/14 in DINOv2's layout, for maps of the studies")
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(MAIN))
-    parser.add_argument("--images", nargs="*", type=int, choices=list(EPOCHS), default=list(EPOCHS))
+    parser.add_argument("--imagenet-weights", type=Path, help="ImageNet ResNet-50 with v1 strides, for its arms")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(TABLES["yolov8_n"]))
+    parser.add_argument("--images", nargs="*", type=int, choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--tune", nargs="+", type=float, metavar="LR", help="try learning rates on a part of train")
     parser.add_argument("--stages-only", action="store_true", help="pretrain, and do not fine-tune")
@@ -89,11 +98,17 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS.name}")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    places = Places(args.data, args.maps, args.out, args.encoder_weights, args.threads)
+    places = Places(args.data, args.maps, args.out, args.encoder_weights, args.imagenet_weights, args.threads)
     if args.tune:
         runs = [Run(arm, 100, seed, lr) for seed in args.seeds for arm in args.arms for lr in args.tune]
     else:
-        runs = [Run(arm, count, seed) for count in args.images for seed in args.seeds for arm in args.arms]
+        runs = [
+            Run(arm, count, seed)
+            for count in args.images
+            for seed in args.seeds
+            for arm in args.arms
+            if count in BUDGETS[ARMS[arm].detector].epochs
+        ]
     if not args.table_only:
         for arm in args.arms:
             pretrain(ARMS[arm].stage, places)
@@ -104,10 +119,11 @@ def main() -> int:
             found = [score for run in runs if run.lr == lr and (score := read_score(run, places.out))]
             print(f"lr {lr:g}: map50_95 {statistics.mean(s['map50_95'] for s in found):.4f} of {len(found)} runs")
         return 0
-    text = tables(places.out)
-    print(text)
-    if args.write:
-        write_between(DOCS, BEGIN, END, f"\n{text}")
+    for name in TABLES:
+        if text := table(places.out, name):
+            print(text)
+            if args.write:
+                write_between(DOCS, f"<!-- begin of {name} -->", f"<!-- end of {name} -->", f"\n{text}")
     return 0
 
 
@@ -131,12 +147,14 @@ def finetune(run: Run, places: Places) -> None:
     if result.is_file():
         return
     arm = ARMS[run.arm]
+    budget = BUDGETS[arm.detector]
     data = labelled(places, run)
-    lr = LEARNING_RATE if run.lr is None else run.lr
-    budget = f"finetune --data {data} --size 224 --epochs {EPOCHS[run.images]} --lr {lr:g} --seed {run.seed}"
-    unseen = f"--val-every {EPOCHS[run.images]} --no-plots --no-report"
+    lr = budget.lr if run.lr is None else run.lr
+    epochs = budget.epochs[run.images]
+    train = f"finetune --data {data} --size {budget.size} --epochs {epochs} --lr {lr:g} --seed {run.seed}"
+    unseen = f"--val-every {epochs} --no-plots --no-report"
     out = places.out / run.name
-    run_resumable([*budget.split(), *unseen.split(), *places.fill(arm.start)], out, places)
+    run_resumable([*train.split(), *unseen.split(), *places.fill(arm.start)], out, places)
     score = ["val", "--data", str(data), "--model", str(out / "last"), "--out", str(out / "score"), "--split", "val"]
     call([*score, "--device", "cpu", "--images", "0"])
     values = json.loads((out / "score" / "metrics.json").read_text())
@@ -210,29 +228,28 @@ def read_score(run: Run, out: Path) -> dict[str, float] | None:
     return values
 
 
-def tables(out: Path) -> str:
-    """The main table, and that of the studies where there are any."""
-    head = "map50 of each seed | mean | gain | map50_95 of each seed | mean | gain |\n"
-    text = f"| images | start | {head}|--:|---|---|--:|--:|---|--:|--:|\n"
-    text += "".join(lines(out, MAIN, count) for count in EPOCHS)
-    studies = lines(out, ("random", *(name for name in ARMS if name.startswith("study"))), 100)
-    if studies.count("\n") > 1:
-        text += f"\n| images | backbone pretrained on | {head}|--:|---|---|--:|--:|---|--:|--:|\n{studies}"
-    return text
+def table(out: Path, name: str) -> str:
+    """One of :data:`~benchmarks.gain_arms.TABLES`; nothing where only its first arm was run."""
+    what = "backbone pretrained on" if name == "studies" else "start"
+    text = f"| images | {what} | map50 of each seed | mean | gain | map50_95 of each seed | mean | gain |\n"
+    text += "|--:|---|---|--:|--:|---|--:|--:|\n"
+    rows = [line for count in COUNTS for line in lines(out, TABLES[name], count)]
+    labels = {line.split("|")[2] for line in rows}
+    return text + "".join(rows) if len(labels) > 1 else ""
 
 
-def lines(out: Path, arms: Sequence[str], count: int) -> str:
-    """A line for every arm: the scores of all seeds, their mean, and the gain over random weights."""
-    text, base = "", {}
+def lines(out: Path, arms: Sequence[str], count: int) -> list[str]:
+    """A line for every arm: the scores of all seeds, their mean, and the gain over the first arm."""
+    text, base = [], {}
     for name in arms:
         found = {seed: score for seed in range(10) if (score := read_score(Run(name, count, seed), out))}
-        if name == "random":
+        if name == arms[0]:
             base = found
         if found:
             cells = [str(count), ARMS[name].label]
             for key in ("map50", "map50_95"):
-                cells += columns(key, found, base if name != "random" else {})
-            text += f"| {' | '.join(cells)} |\n"
+                cells += columns(key, found, base if name != arms[0] else {})
+            text.append(f"| {' | '.join(cells)} |\n")
     return text
 
 

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 POOL = ("bsdata", "cold_rolled_strip", "magnetic_tile", "neu_det", "xsdd")
 """Images to pretrain on. KolektorSDD is left out, for its licence forbids commercial use of what is made of it."""
 STUDY_EPOCHS = {"neu_det": 32, "pool": 7}
 """Epochs of stage 1 in the studies: about 46,000 images each."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every fine-tuning of a detector gets, whatever it starts from.
+
+    Attributes:
+        size: longer side of the network's input in pixels.
+        epochs: for a number of images.
+        lr: learning rate; chosen with the baseline on images of train.txt that no run learns from (``--tune``).
+    """
+
+    size: int
+    epochs: Mapping[int, int]
+    lr: float
+
+
+BUDGETS: Mapping[str, Budget] = {
+    "yolov8_n": Budget(224, {100: 80, 300: 40, 1439: 12}, 0.002),
+    "yolov8_resnet50_lite": Budget(192, {100: 40, 300: 20}, 0.001),
+}
 
 
 @dataclass(frozen=True)
@@ -36,14 +58,18 @@ class Arm:
         label: as in the table.
         start: options of ``agssp-zoo finetune``.
         stage: the pretraining run that it needs.
+        detector: whose :data:`BUDGETS` it has.
     """
 
     name: str
     label: str
     start: str
     stage: str = ""
+    detector: str = "yolov8_n"
 
 
+_LITE = "yolov8_resnet50_lite"
+_IMAGENET = "{imagenet} --options v1_strides=true"
 _VAL = "--exclude {data}/neu_det/val.txt"
 _AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images "
 
@@ -66,6 +92,19 @@ STAGES = {
             f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_n "
             "--backbone-weights {out}/agbp/last --size 224 --optimizer adamw",
             after="agbp",
+        ),
+        Stage(
+            "resnet50_imagenet", "--weights {imagenet} --options v1_strides=true", module="benchmarks.backbone_folder"
+        ),
+        Stage(
+            "resnet50_agbp",
+            f"pretrain-backbone {_VAL} --recipe resnet50_cpu --weights {_IMAGENET} --images {{pool}} --maps {{maps}}",
+        ),
+        Stage(
+            "resnet50_agdp",
+            f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_resnet50_lite "
+            "--backbone-weights {out}/resnet50_agbp/last --size 192 --optimizer adamw --epochs 4",
+            after="resnet50_agbp",
         ),
         Stage("maps_auto", _maps("auto")),
         Stage("maps_own", _maps("own")),
@@ -95,6 +134,15 @@ ARMS = {
         Arm("random", "random weights", "--model yolov8_n --weights none"),
         Arm("agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/agbp/last", "agbp"),
         Arm("agssp", "AGBP and AGDP (AGSSP)", "--model {out}/agdp/last", "agdp"),
+        Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),
+        *(
+            Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
+                f"resnet50_{name}", _LITE)
+            for name, label, folder in (
+                ("imagenet", "ImageNet", "resnet50_imagenet"), ("agbp", "AGBP", "resnet50_agbp/last")
+            )
+        ),
+        Arm("resnet50_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/resnet50_agdp/last", "resnet50_agdp", _LITE),
         *(
             Arm(f"study_{name}", label, f"--model yolov8_n --weights none --backbone-weights {{out}}/agbp_{name}/last",
                 f"agbp_{name}")
@@ -102,4 +150,9 @@ ARMS = {
         ),
     )
 }  # fmt: skip
-MAIN = ("random", "agbp", "agssp")
+TABLES = {
+    "yolov8_n": ("random", "agbp", "agssp"),
+    "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
+    "studies": ("random", *(f"study_{name}" for name in STUDIES)),
+}
+"""The tables of docs/results.md: each arm is compared with the first of its table."""

@@ -88,7 +88,13 @@ def test_backbone_maps(name, millions, channels):
 
 @pytest.mark.parametrize(
     ("name", "classes", "millions"),
-    [("yolov8_n", 3, 3.01), ("yolov8_s", 6, 11.14), ("yolov8_s", 1, 11.14), ("yolov8_resnet50", 6, 114.66)],
+    [
+        ("yolov8_n", 3, 3.01),
+        ("yolov8_s", 6, 11.14),
+        ("yolov8_s", 1, 11.14),
+        ("yolov8_resnet50", 6, 114.66),
+        ("yolov8_resnet50_lite", 6, 26.08),
+    ],
 )
 def test_detector_size(name, classes, millions):
     config = models.default_config(name, class_names=[f"c{i}" for i in range(classes)])

@@ -154,8 +154,8 @@ def _swin(window: int) -> Callable[[ModelConfig], Swin]:
     return lambda config: Swin(config, window=window)
 
 
-def _yolov8(backbone: str) -> Callable[[ModelConfig], YOLOv8]:
-    return lambda config: YOLOv8(config, build_inner(config, backbone))
+def _yolov8(backbone: str, channels: Sequence[int] | None = None) -> Callable[[ModelConfig], YOLOv8]:
+    return lambda config: YOLOv8(config, build_inner(config, backbone), channels=channels)
 
 
 def _faster_rcnn(backbone: str) -> Callable[[ModelConfig], FasterRCNN]:
@@ -224,6 +224,13 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("yolov8_n", "detector", _yolov8("cspdarknet_n"), "cspdarknet_n"),
             Architecture("yolov8_s", "detector", _yolov8("cspdarknet_s"), "cspdarknet_s"),
             Architecture("yolov8_resnet50", "detector", _yolov8("resnet50"), "resnet50", options=_RESNET_OPTIONS),
+            Architecture(
+                "yolov8_resnet50_lite",
+                "detector",
+                _yolov8("resnet50", (64, 128, 256)),
+                "resnet50",
+                options=_RESNET_OPTIONS,
+            ),
             _with_swin("yolov8_swin_b", "detector", _yolov8("swin_b"), "swin_b", Preprocess()),
             _with_swin("yolov8_swin_b_simmim", "detector", _yolov8("swin_b_simmim"), "swin_b_simmim", Preprocess()),
             _with_swin(

@@ -20,7 +20,8 @@ class YOLOv8(DetectorModule):
 
     Args:
         config: the model's configuration; ``class_names`` sets the number of classes.
-        backbone: its maps go to the neck with their own channels.
+        backbone: gives the neck its maps.
+        channels: of the neck's maps, finest first; default those of the backbone's, as the authors have it.
         num_bottlenecks: in every CSP layer of the neck.
         reg_max: bins of the head's distributions.
     """
@@ -29,15 +30,22 @@ class YOLOv8(DetectorModule):
     neck: PAFPN
     head: DFLHead
 
-    def __init__(self, config: ModelConfig, backbone: Backbone, *, num_bottlenecks: int = 1, reg_max: int = 16) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        backbone: Backbone,
+        *,
+        channels: Sequence[int] | None = None,
+        num_bottlenecks: int = 1,
+        reg_max: int = 16,
+    ) -> None:
         super().__init__(config)
-        channels = [info.channels for info in backbone.feature_info]
         self.strides = tuple(info.reduction for info in backbone.feature_info)
         self.reg_max = reg_max
         self.backbone = backbone
-        self.neck = PAFPN(channels, num_bottlenecks)
-        self.head = DFLHead(channels, self.num_classes, self.strides, reg_max)
-        self.class_layers = tuple(f"head.cls_branches.{level}.2." for level in range(len(channels)))
+        self.neck = PAFPN([info.channels for info in backbone.feature_info], channels, num_bottlenecks)
+        self.head = DFLHead(self.neck.channels, self.num_classes, self.strides, reg_max)
+        self.class_layers = tuple(f"head.cls_branches.{level}.2." for level in range(len(self.strides)))
 
     def reset_parameters(self) -> None:
         """Draws new weights."""

@@ -16,27 +16,35 @@ from agssp_zoo.models.layers import ConvNormAct, CSPLayer
 
 
 class PAFPN(nn.Module):
-    """Fuses maps of neighbouring strides; the output has the input's shapes.
+    """Fuses maps of neighbouring strides; the output has the input's sides.
 
     Args:
-        channels: of the maps, from the finest to the coarsest, each of twice the stride of the one before.
+        in_channels: of the maps, from the finest to the coarsest, each of twice the stride of the one before.
+        channels: of the fused maps; default those of the input. The first layer that reads a map brings it to them.
         num_bottlenecks: in every CSP layer.
     """
 
-    def __init__(self, channels: Sequence[int], num_bottlenecks: int = 1) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], channels: Sequence[int] | None = None, num_bottlenecks: int = 1
+    ) -> None:
         super().__init__()
-        self.channels = tuple(channels)
+        self.channels = tuple(in_channels if channels is None else channels)
+        if len(self.channels) != len(in_channels):
+            raise ValueError(f"{len(in_channels)} maps go in and {len(self.channels)} come out; as many are needed.")
+        rising = [*self.channels[:-1], in_channels[-1]]
         pairs = list(zip(self.channels[:-1], self.channels[1:], strict=True))
         self.top_down = nn.ModuleList(
-            CSPLayer(coarse + fine, fine, num_bottlenecks, shortcut=False) for fine, coarse in reversed(pairs)
+            CSPLayer(rising[level + 1] + in_channels[level], fine, num_bottlenecks, shortcut=False)
+            for level, fine in reversed(list(enumerate(self.channels[:-1])))
         )
         self.downsample = nn.ModuleList(ConvNormAct(fine, fine, 3, 2) for fine, _ in pairs)
         self.bottom_up = nn.ModuleList(
-            CSPLayer(fine + coarse, coarse, num_bottlenecks, shortcut=False) for fine, coarse in pairs
+            CSPLayer(fine + lateral, coarse, num_bottlenecks, shortcut=False)
+            for (fine, coarse), lateral in zip(pairs, rising[1:], strict=True)
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """[(B, C_i, h_i, w_i)], finest first, each side twice the next one's -> a list of the same shapes."""
+        """[(B, in_i, h_i, w_i)], finest first, each side twice the next one's -> [(B, C_i, h_i, w_i)]."""
         rising = [maps[-1]]
         for layer, lateral in zip(self.top_down, reversed(maps[:-1]), strict=True):
             upsampled = F.interpolate(rising[-1], scale_factor=2.0, mode="nearest")
