@@ -24,6 +24,7 @@ from agssp_zoo.errors import (  # noqa: E402
     ModelNotFoundError,
 )
 from agssp_zoo.models.heads.dfl import DFLHead, make_points  # noqa: E402
+from agssp_zoo.models.necks import PAFPN  # noqa: E402
 from agssp_zoo.models.postprocess import nms, select_detections  # noqa: E402
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -481,3 +482,22 @@ print(json.dumps("torch.onnx" in sys.modules))
     assert "torchvision" not in extra
     assert extra <= {"agssp_zoo", "safetensors", "torch", *sys.stdlib_module_names}
     assert json.loads(lines[1]) is False
+
+
+def test_a_light_neck_on_a_heavy_backbone():
+    """The neck and the head have their own widths; the maps' sides and the backbone's weights are the same."""
+    module = models.build(models.default_config("yolov8_resnet50_lite", class_names=["a", "b"])).eval()
+    plain = models.build(models.default_config("yolov8_resnet50", class_names=["a", "b"]), init=False)
+    assert module.neck.channels == (64, 128, 256) and plain.neck.channels == (512, 1024, 2048)
+    with torch.no_grad():
+        fused = module.neck(module.backbone(torch.rand(1, 3, 64, 96)))
+        raw = module(torch.rand(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in fused] == [(64, 8, 12), (128, 4, 6), (256, 2, 3)]
+    assert [tuple(c.shape[1:]) for c, _ in raw] == [(2, 8, 12), (2, 4, 6), (2, 2, 3)]
+    backbones = [{k: v.shape for k, v in m.state_dict().items() if k.startswith("backbone.")} for m in (module, plain)]
+    assert backbones[0] == backbones[1]
+
+
+def test_a_neck_needs_a_width_for_every_map():
+    with pytest.raises(ValueError, match="3 maps go in and 2 come out"):
+        PAFPN([8, 16, 32], [8, 16])
