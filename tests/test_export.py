@@ -20,6 +20,7 @@ from agssp_zoo.config import ModelConfig, Postprocess  # noqa: E402
 from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
 from agssp_zoo.export import export_onnx  # noqa: E402
 from agssp_zoo.export.candidates import add_outputs, distributions  # noqa: E402
+from agssp_zoo.export.halves import halves_apart  # noqa: E402
 from agssp_zoo.export.selection import FIRST_CANDIDATES, selection_model  # noqa: E402
 from agssp_zoo.export.verification import verify_file  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
@@ -308,6 +309,22 @@ def test_the_file_decodes_no_more_than_its_candidates(exported):
     assert not [node for node in graph.node if node.op_type == "Exp"]
     (loop,) = [node for node in graph.node if node.op_type == "Loop"]
     assert [node.op_type for node in loop.attribute[0].g.node].count("Exp") == 1
+
+
+def test_halves_made_apart_are_the_same(detector, exported):
+    names = list(detector.state_dict())
+    images = detector.normalize(torch.from_numpy(pixels(2, 64, 96)))
+    with torch.inference_mode():
+        whole = detector(images)
+        with halves_apart(detector):
+            apart = detector(images)
+    assert list(detector.state_dict()) == names, "as it was"
+    for one, other in zip(whole, apart, strict=True):
+        for expected, found in zip(one, other, strict=True):
+            np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
+    graph = onnx.load(exported[0] / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Conv") == 63 + 8 and not {"Split", "Slice"} & set(kinds)
 
 
 def test_boxes_of_all_places_can_still_be_had(exported, detector):
