@@ -50,7 +50,7 @@ class Detections:
         page: the page from 0 of a TIFF with several pages, or the frame from 0 of a video, else ``None``.
         timing: milliseconds spent on the image: ``"read"``, ``"preprocess"``, ``"inference"`` (of a batch: its share)
             and ``"postprocess"``.
-        reload: reads the image again, for :meth:`plot`.
+        reload: reads the image again, or has kept it, for :meth:`plot`.
     """
 
     boxes: NDArray[np.float32]
@@ -95,7 +95,7 @@ class Detections:
     # --- pictures -----------------------------------------------------------------------------------------------
 
     def image(self) -> NDArray[np.uint8]:
-        """The original image, read again: (H, W, 3) uint8 RGB.
+        """The original image, read again where it was not kept: (H, W, 3) uint8 RGB.
 
         Raises:
             InvalidArgumentError: it is not known where the image came from.

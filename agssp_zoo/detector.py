@@ -201,15 +201,19 @@ class Detector:
         tile_whole: bool = False,
         channel_order: ChannelOrder = "rgb",
         on_error: OnError | None = None,
+        keep_images: bool = False,
     ) -> Iterator[Detections]:
-        """As :meth:`predict`, one answer after the other, in constant memory.
+        """As :meth:`predict`, with the same arguments, one answer after the other, in constant memory.
 
         ``source`` may also be a generator, a camera's number, or the address of a network stream (``rtsp://...``);
         videos and cameras need the extra ``video``.
         While the network works on an image, a thread reads the next one, unless ``source`` is a generator.
+
+        With ``keep_images`` an answer holds its image's pixels as long as it lives, so that ``plot`` and ``save`` do
+        not read the file again. Together the answers hold at most 256 MiB; the images beyond are read again.
         """
         check_channel_order(channel_order)
-        settings = self._check(conf, iou, max_det, size, batch)
+        settings = replace(self._check(conf, iou, max_det, size, batch), keep_images=bool(keep_images))
         tiling = Tiling(1 if tile is None else tile, overlap, bool(tile_whole))  # refuses a wrong overlap in any case
         if tile is not None:
             settings = replace(settings, tiling=_check_tiling(tiling, settings.letterbox))

@@ -110,7 +110,10 @@ def from_array(array: NDArray[Any], *, channel_order: ChannelOrder = "rgb", bits
     _check_side(shape[1], shape[0])
     values = _to_uint8(array, bits)
     if values.ndim == 2 or shape[2] == 1:
-        return np.repeat(values.reshape(shape[0], shape[1], 1), 3, axis=2)
+        image = np.empty((shape[0], shape[1], 3), np.uint8)
+        for channel in range(3):  # half the time of numpy.repeat
+            image[:, :, channel] = values.reshape(shape[:2])
+        return image
     colors = values[:, :, :3]
     return np.ascontiguousarray(colors[:, :, ::-1] if channel_order == "bgr" else colors)
 
@@ -122,7 +125,8 @@ def _to_uint8(array: NDArray[Any], bits: int) -> Image:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
-        return cast(Image, np.minimum(array >> np.uint16(bits - 8), 255).astype(np.uint8))
+        shifted = array >> np.uint16(bits - 8)
+        return cast(Image, (shifted if bits == 16 else np.minimum(shifted, 255)).astype(np.uint8))
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -149,7 +153,7 @@ def from_pillow(image: PillowImage, *, bits: int = 16) -> Image:
     if mode == "RGBX" or mode == "RGBA":
         return np.ascontiguousarray(np.asarray(image)[:, :, :3])
     if mode.startswith("I;16"):
-        return from_array(np.asarray(image).astype(np.uint16), bits=bits)  # astype: big-endian files become native
+        return from_array(np.asarray(image).astype(np.uint16, copy=False), bits=bits)  # big-endian becomes native
     if mode == "I":
         return from_array(_fit_uint16(np.asarray(image)), bits=bits)
     if mode in ("1", "F"):

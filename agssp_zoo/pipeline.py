@@ -16,6 +16,7 @@ from agssp_zoo.engines.base import Engine, RawDetections
 from agssp_zoo.errors import SourceError
 from agssp_zoo.geometry import Letterbox, Placement
 from agssp_zoo.images import ChannelOrder
+from agssp_zoo.kept_images import KeptImages
 from agssp_zoo.seams import Found, Window
 from agssp_zoo.sources import Item, iter_sources, may_read_ahead
 from agssp_zoo.tiling import Tiling
@@ -40,6 +41,7 @@ class Settings:
     max_det: int | None
     batch: int
     tiling: Tiling | None
+    keep_images: bool = False
 
 
 @dataclass
@@ -47,7 +49,7 @@ class _Job:
     """An image on its way.
 
     Attributes:
-        item: where it comes from; without its pixels.
+        item: where it comes from; without its pixels, but where its answer keeps them.
         image: the network's input once it is drawn. ``None`` when it is done, or cut into tiles.
         placement: where the image lies on the canvas.
         timing: milliseconds a stage.
@@ -106,6 +108,7 @@ class Pipeline:
 
     def _prepare(self, items: Iterator[Item]) -> Iterator[_Job | Item]:
         """Reads images and draws their canvases; an image that cannot be read stays an item with its error."""
+        kept = KeptImages() if self.settings.keep_images else None
         while True:
             started = perf_counter()
             item = next(items, None)
@@ -118,10 +121,11 @@ class Pipeline:
             read = perf_counter()
             timing = {"read": (read - started) * 1e3, "preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
             placement = self.settings.letterbox.place((image.shape[0], image.shape[1]))
+            reload = item.reload if kept is None else kept.keep(image, item.reload)
             if self.settings.tiling is None:
                 image = self.settings.letterbox.draw(image, placement)
                 timing["preprocess"] = (perf_counter() - read) * 1e3
-            yield _Job(item._replace(image=_NO_PIXELS), image, placement, timing)
+            yield _Job(item._replace(image=_NO_PIXELS, reload=reload), image, placement, timing)
 
     def _run_batches(self, jobs: Iterator[_Job]) -> Iterator[Detections]:
         """Runs images in batches of one canvas size, and answers in order.

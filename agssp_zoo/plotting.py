@@ -50,7 +50,7 @@ def draw(
     Returns:
         A picture of the image's size.
     """
-    picture = Image.fromarray(image).convert("RGB")
+    picture = Image.fromarray(image)  # a copy, since Pillow stores four bytes a pixel
     pen = ImageDraw.Draw(picture)
     # An area measure, so that strips get a readable size, too.
     side = (picture.width * picture.height) ** 0.5

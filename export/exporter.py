@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
     from agssp_zoo.config import ModelConfig
-    from agssp_zoo.models import ZooModule
+    from agssp_zoo.models import DetectorModule, ZooModule
 
 RAW_FILE = "model_raw.onnx"
 OPSET = 18
@@ -80,13 +80,17 @@ def export_onnx(
     module, folder = _load(model)
     target = target_file(out, folder, RAW_FILE if raw else ONNX_FILE)
     # Only now, since this imports torch and the exporter.
+    from agssp_zoo.models import DetectorModule
+
     from .graph import unify_opset
     from .network import default_sizes, takes_sizes, trace
     from .verification import verify_file
 
     with building(target) as temporary:
-        network = trace(module, raw=raw, opset=opset)
-        graph = network if raw or module.config.task == "backbone" else _with_selection(network, module.config)
+        if raw or not isinstance(module, DetectorModule):
+            graph = trace(module, raw=raw, opset=opset)
+        else:
+            graph = _with_selection(module, opset)
         if takes_sizes(module):
             # An initialiser that is also a graph input: a default that a caller may override.
             graph.graph.initializer.append(default_sizes())
@@ -157,29 +161,42 @@ def building(target: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _with_selection(network: onnx.ModelProto, config: ModelConfig) -> onnx.ModelProto:
-    """The network with the choosing of detections behind it."""
+def _with_selection(module: DetectorModule, opset: int) -> onnx.ModelProto:
+    """A detector's network with the choosing of detections behind it."""
     from onnx import TensorProto, compose, helper
 
+    from agssp_zoo.models.detectors.yolov8 import YOLOv8
+
+    from .candidates import NETWORK, decoded, distributions
+    from .network import trace
     from .selection import selection_model
 
+    config = module.config
     settings = config.postprocess
     if settings is None:
         raise ExportError(f"{config.name}: a detector's config needs postprocess.")
-    boxes = next(output for output in network.graph.output if output.name == "boxes")
+    classes = len(config.class_names)
+    late = isinstance(module, YOLOv8)  # whose candidates alone are decoded
+    network = trace(module, raw=late, opset=opset)
+    if isinstance(module, YOLOv8):
+        source, ends = distributions(classes, module.reg_max, module.strides), {name: name for name in module.raw_names}
+    else:
+        boxes = next(output for output in network.graph.output if output.name == "boxes")
+        source = decoded(classes, box_of_class=len(boxes.type.tensor_type.shape.dim) == 4)
+        ends = {"boxes": "all_boxes", "scores": "all_scores"}
     selection = selection_model(
-        len(config.class_names),
+        classes,
         settings,
-        box_of_class=len(boxes.type.tensor_type.shape.dim) == 4,
+        source=source,
         opset=network.opset_import[0].version,
         ir_version=network.ir_version,
     )
     # The prefix keeps the two graphs' names apart.
-    network = compose.add_prefix(network, "network/", rename_inputs=False)
+    network = compose.add_prefix(network, NETWORK, rename_inputs=False)
     merged = compose.merge_models(
         network,
         selection,
-        io_map=[("network/boxes", "all_boxes"), ("network/scores", "all_scores")],
+        io_map=[(NETWORK + one, other) for one, other in ends.items()],
         outputs=[output.name for output in selection.graph.output],
     )
     defaults = {"conf_threshold": settings.thresholds(config.class_names), "iou_threshold": (settings.iou,)}

@@ -165,11 +165,11 @@ def _compare(source: FloatFile, model: onnx.ModelProto, half: onnx.ModelProto) -
     Raises:
         ExportError: they differ by more than is allowed.
     """
-    import onnx
     import onnxruntime
 
     from agssp_zoo.engines.onnx import session_options
 
+    from .candidates import add_outputs
     from .verification import SIZES, example_inputs
 
     backbone = source.config.task == "backbone"
@@ -177,7 +177,7 @@ def _compare(source: FloatFile, model: onnx.ModelProto, half: onnx.ModelProto) -
     sessions = []
     for graph in (model, half):
         if not backbone:
-            graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+            add_outputs(graph, names)
         sessions.append(
             onnxruntime.InferenceSession(
                 graph.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]

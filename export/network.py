@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from agssp_zoo.errors import ExportError
 from agssp_zoo.models import Backbone, DetectorModule, ZooModule
 
+from .halves import halves_apart
+
 if TYPE_CHECKING:
     import onnx
 
@@ -57,7 +59,7 @@ def trace(module: ZooModule, *, raw: bool, opset: int) -> onnx.ModelProto:
         examples.append(torch.tensor([[height, width]] * 2))
         axes.append({0: batch})
     names = output_names(module, raw=raw)
-    with _quiet():
+    with _quiet(), halves_apart(module):
         try:
             program = torch.onnx.export(
                 FromImages(module, raw=raw).eval(),

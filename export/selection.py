@@ -6,8 +6,10 @@ anything data dependent traces well over a dynamic batch, and because text can b
 
 NMS is greedy: a box only ever loses to a better one. So the survivors among the best K candidates are survivors among
 all of them, and once ``max_det`` boxes survive, no worse candidate can change the answer. The graph therefore tries
-the best thousand candidates, and only while that is not enough eight times as many. Boxes of different classes
-are kept apart by NonMaxSuppression's class axis, not by shifting coordinates, which would cost float32 precision.
+the best few candidates, and only while that is not enough many more. Boxes of different classes are kept apart by
+NonMaxSuppression's class axis, not by shifting coordinates, which would cost float32 precision.
+
+Where boxes are made of distributions, only those of the candidates are decoded; see :mod:`agssp_zoo.export.candidates`.
 
 A score must lie above the threshold of its class before anything else happens: what lies below takes no candidate's
 place and none of the ``max_det`` places from a class whose threshold is lower. Suppression works within a class, where
@@ -18,15 +20,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .candidates import Source, decoded
+
 if TYPE_CHECKING:
     import onnx
 
     from agssp_zoo.config import Postprocess
 
-FIRST_CANDIDATES = 1050
-"""Candidates of the first attempt; sorting so few out of 50400 costs a quarter of a millisecond."""
-GROWTH = 8
-"""How many times as many every further attempt takes: the second covers the 8400 places of a 640x640 input."""
+FIRST_CANDIDATES = 400
+"""Candidates of the first attempt, or a third more than ``max_det``; suppression costs their number squared."""
+GROWTH = 6
+"""How many times as many every further attempt takes; those before the last cost a fifth of it at most."""
 
 _MULTI_LABEL = """
   above = Greater (all_scores, conf_threshold)
@@ -46,15 +50,9 @@ _BEST_LABEL_OF = """
       anchor = Identity (index)
       label = GatherElements <axis = 1> (best_class, index)"""
 
-_BOX_OF_ANCHOR = """
-      box_index = Identity (anchor)"""
-_BOX_OF_CLASS = """
-      first_box = Mul (anchor, classes)
-      box_index = Add (first_box, label)"""
-
 _GRAPH = """
 <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, classes] all_scores,
+selection ({inputs},
            float[one_or_classes] conf_threshold, float[1] iou_threshold)
   => (float[batch, {max_det}, 4] boxes, float[batch, {max_det}] scores, int64[batch, {max_det}] labels,
       int64[batch] count)
@@ -64,15 +62,15 @@ selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, c
   int64[2] rows = {{0, -1}}, int64[1] one = {{1}}, int64[1] last = {{-1}}, int64[1] minus_one = {{-1}},
   int64[2] image_and_place = {{0, 2}}, int64[3] across = {{1, {classes}, 1}}, int64[1] class_number = {{{classes}}},
   int64[{classes}] class_range = {{{range}}},
-  int64[1] four = {{4}}, int64[3] box_rows = {{0, -1, 4}}, float[1] none = {{-1}}, float[1] zero = {{0}}
+  int64[1] four = {{4}}, float[1] none = {{-1}}, float[1] zero = {{0}},
+  int64[{inner}] inner_axes = {{{inner_axes}}}{constants}
 >
-{{{flatten}
+{{{before}{flatten}
   classes = Shape <start = 2, end = 3> (all_scores)
-  boxes_flat = Reshape (all_boxes, box_rows)
   batch_size = Shape <start = 0, end = 1> (all_scores)
-  present = GreaterOrEqual (candidates, zero)
-  present_number = Cast <to = 7> (present)
-  wanted = ReduceSum <keepdims = 0> (present_number, one)
+  passing_number = Cast <to = 1> (above)
+  passing_sum = ReduceSum <keepdims = 0> (passing_number, inner_axes)
+  wanted = Cast <to = 7> (passing_sum)
   total = Shape <start = 1, end = 2> (candidates)
   most_wanted = ReduceMax <keepdims = 1> (wanted)
   some_wanted = Max (most_wanted, one)
@@ -92,9 +90,7 @@ selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, c
           float[batch, {max_det}] scores_after, int64[batch, {max_det}] labels_after, int64[batch] count_after)
     {{
       depth = Min (number, most)
-      value, index = TopK <axis = 1> (candidates, depth){label_of}{box_of}
-      box_column = Unsqueeze (box_index, last)
-      box = GatherND <batch_dims = 1> (boxes_flat, box_column)
+      value, index = TopK <axis = 1> (candidates, depth){label_of}{of_candidates}
       label_row = Unsqueeze (label, one)
       of_class = Equal (label_row, by_class)
       value_row = Unsqueeze (value, one)
@@ -136,7 +132,12 @@ selection (float[batch, anchors, {box_shape}] all_boxes, float[batch, anchors, c
 
 
 def selection_model(
-    classes: int, settings: Postprocess, *, box_of_class: bool = False, opset: int, ir_version: int
+    classes: int,
+    settings: Postprocess,
+    *,
+    source: Source | None = None,
+    opset: int,
+    ir_version: int,
 ) -> onnx.ModelProto:
     """The selection as an ONNX model of its own.
 
@@ -144,20 +145,22 @@ def selection_model(
         classes: number of classes, C.
         settings: ``max_det``, ``max_candidates`` and ``multi_label`` are fixed in the graph; ``conf`` and ``iou``
             are its inputs.
-        box_of_class: whether every class has a box of its own.
+        source: where scores and boxes come from; ``None``: they are there, a box at every anchor.
         opset: ONNX operator set, 18 or newer.
         ir_version: ONNX file format version.
 
     Returns:
-        A model with the inputs ``all_boxes`` float32 (batch, anchors, 4), or (batch, anchors, C, 4), xyxy,
-        ``all_scores`` float32 (batch, anchors, C), ``conf_threshold`` float32 (1,) or (C,), ``iou_threshold`` float32
+        A model with the inputs of the source, else ``all_boxes`` float32 (batch, anchors, 4), xyxy, and ``all_scores``
+        float32 (batch, anchors, C), and with ``conf_threshold`` float32 (1,) or (C,), ``iou_threshold`` float32
         (1,), and the outputs ``boxes`` float32 (batch, max_det, 4), ``scores`` float32 (batch, max_det), best first,
         ``labels`` int64 (batch, max_det) and ``count`` int64 (batch,). From ``count`` on, boxes and scores are 0,
         labels -1.
     """
     import onnx.parser
 
-    first = min(FIRST_CANDIDATES, settings.max_candidates)
+    if source is None:
+        source = decoded(classes)
+    first = min(max(FIRST_CANDIDATES, settings.max_det + settings.max_det // 3), settings.max_candidates)
     rounds, reach = 1, first
     while reach < settings.max_candidates:
         rounds, reach = rounds + 1, reach * GROWTH
@@ -171,8 +174,12 @@ def selection_model(
         first=first,
         growth=GROWTH,
         rounds=rounds,
-        box_shape=f"{classes}, 4" if box_of_class else "4",
-        box_of=_BOX_OF_CLASS if box_of_class else _BOX_OF_ANCHOR,
+        inputs=source.inputs,
+        constants=source.constants,
+        before=source.before,
+        of_candidates=source.of_candidates,
+        inner=2 if settings.multi_label else 1,
+        inner_axes="1, 2" if settings.multi_label else "1",
         flatten=_MULTI_LABEL if settings.multi_label else _BEST_LABEL,
         label_of=_MULTI_LABEL_OF if settings.multi_label else _BEST_LABEL_OF,
     )

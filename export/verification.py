@@ -19,6 +19,7 @@ import torch
 from agssp_zoo.errors import ExportError
 from agssp_zoo.models import DetectorModule, ZooModule, select_detections
 
+from .candidates import add_outputs
 from .network import FromImages, output_names, takes_sizes
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def verify_file(path: Path, module: ZooModule, *, raw: bool) -> None:
         names = output_names(module, raw=raw)
         if detects:
             names = ["network/" + name for name in names]
-            model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+            add_outputs(model, names)
             defaults = {
                 tensor.name: tuple(onnx.numpy_helper.to_array(tensor).ravel().tolist())
                 for tensor in model.graph.initializer

@@ -18,6 +18,7 @@ from agssp_zoo.detections import Detections
 from agssp_zoo.detector import Detector, load_detector
 from agssp_zoo.engines.base import RawDetections
 from agssp_zoo.errors import EngineError, ImageError, InvalidArgumentError, ModelNotFoundError, SourceError
+from agssp_zoo.kept_images import KeptImages
 from agssp_zoo.prefetch import prefetch
 
 
@@ -279,6 +280,32 @@ def test_memory_is_constant(tmp_path):
         assert many < few + 1e6, (few, many)
 
 
+@pytest.mark.parametrize("tile", [None, 300])
+def test_pictures_are_drawn_on_kept_pixels(tmp_path, tile):
+    for i in range(4):
+        Image.fromarray(numbered(i)).save(tmp_path / f"{i}.png")
+    kept = list(detector().stream(tmp_path, tile=tile, keep_images=True))
+    again = list(detector().stream(tmp_path, tile=tile))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for i, (one, other) in enumerate(zip(kept, again, strict=True)):
+        assert (one.image() == numbered(i)).all() and one.plot().size == numbered(i).shape[1::-1]
+        with pytest.raises(ImageError, match="no file"):
+            other.plot()
+
+
+def test_what_is_kept_has_a_limit():
+    kept = KeptImages(limit=250)
+    reload = numbered
+    images = [np.zeros((10, 10, 1), np.uint8) for _ in range(4)]
+    first, second = kept.keep(images[0], reload), kept.keep(images[1], reload)
+    assert first() is images[0] and second() is images[1]
+    assert kept.keep(images[2], reload) is reload, "no room"
+    del first, images[0]
+    assert kept.keep(images[-1], reload)() is images[-1], "an answer was let go"
+    assert kept.keep(images[1], None) is None, "no room again"
+
+
 def test_the_reading_thread_ends_with_the_stream(folder):
     runner = detector()
     for taken in (0, 1, 3):
@@ -360,10 +387,11 @@ def test_the_keywords_of_predict_and_stream_are_a_promise():
         "conf": None, "iou": None, "max_det": None, "size": None, "batch": 1, "tile": None, "overlap": 0.2,
         "tile_whole": False, "channel_order": "rgb", "on_error": None,
     }  # fmt: skip
-    for method in (Detector.predict, Detector.stream):
+    more = {"keep_images": False}
+    for method, keywords in ((Detector.predict, promised), (Detector.stream, promised | more)):
         parameters = list(inspect.signature(method).parameters.values())
         assert [p.name for p in parameters[:2]] == ["self", "source"]
-        assert {p.name: p.default for p in parameters[2:]} == promised
+        assert {p.name: p.default for p in parameters[2:]} == keywords
         assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:])
 
 

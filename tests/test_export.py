@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,14 @@ from agssp_zoo import __version__, models  # noqa: E402
 from agssp_zoo.config import ModelConfig, Postprocess  # noqa: E402
 from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
 from agssp_zoo.export import export_onnx  # noqa: E402
+from agssp_zoo.export.candidates import add_outputs, distributions  # noqa: E402
+from agssp_zoo.export.halves import halves_apart  # noqa: E402
 from agssp_zoo.export.selection import FIRST_CANDIDATES, selection_model  # noqa: E402
 from agssp_zoo.export.verification import verify_file  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
+from agssp_zoo.models.heads.dfl import DFLHead  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 CLASSES = ("crack", "pit", "scale", "scratch")
 
 
@@ -270,6 +275,74 @@ def test_selection_equals_pytorch(classes, multi_label, max_det, max_candidates)
             assert found[3][2] == 0
             for one, other in zip(expected, found, strict=True):
                 np.testing.assert_array_equal(one.numpy(), other)
+
+
+@pytest.mark.parametrize(("multi_label", "iou"), [(True, 0.7), (False, 0.7), (True, 0.05)])
+def test_only_candidates_are_decoded_and_the_answer_is_the_same(multi_label, iou):
+    """From raw outputs of three levels; of a batch one image has everything above the threshold, one nothing."""
+    settings = Postprocess(max_det=40, multi_label=multi_label)
+    source = distributions(3, 16, (8, 16, 32))
+    session = open_session(selection_model(3, settings, source=source, opset=18, ir_version=10).SerializeToString())
+    generator = torch.Generator().manual_seed(2)
+    raw = []
+    for side in (24, 12, 6):
+        scores = torch.randn(3, 3, side, 2 * side, generator=generator)
+        raw.append((scores - torch.tensor([0.0, 4.0, 99.0]).reshape(3, 1, 1, 1), torch.randn(3, 64, side, 2 * side,
+                    generator=generator) * 4))  # fmt: skip
+    names = [f"{kind}_logits_{stride}" for stride in (8, 16, 32) for kind in ("class", "box")]
+    feeds = dict(zip(names, (part.numpy() for level in raw for part in level), strict=True))
+    thresholds = {"conf_threshold": np.array([0.02], np.float32), "iou_threshold": np.array([iou], np.float32)}
+    found = session.run(["boxes", "scores", "labels", "count"], {**feeds, **thresholds})
+    expected = models.select_detections(
+        *DFLHead([16, 16, 16], 3).decode(raw), conf=0.02, iou=iou, max_det=40, max_candidates=30000,
+        multi_label=multi_label,
+    )  # fmt: skip
+    assert expected[3][:2].min() > 30 and expected[3][2] == 0
+    np.testing.assert_allclose(found[0], expected[0].numpy(), atol=1e-3)
+    np.testing.assert_allclose(found[1], expected[1].numpy(), atol=1e-6)
+    for one, other in zip(expected[2:], found[2:], strict=True):
+        np.testing.assert_array_equal(one.numpy(), other)
+
+
+def test_the_file_decodes_no_more_than_its_candidates(exported):
+    graph = onnx.load(exported[0] / "model.onnx").graph
+    assert not [node for node in graph.node if node.op_type == "Exp"]
+    (loop,) = [node for node in graph.node if node.op_type == "Loop"]
+    assert [node.op_type for node in loop.attribute[0].g.node].count("Exp") == 1
+
+
+def test_halves_made_apart_are_the_same(detector, exported):
+    names = list(detector.state_dict())
+    images = detector.normalize(torch.from_numpy(pixels(2, 64, 96)))
+    with torch.inference_mode():
+        whole = detector(images)
+        with halves_apart(detector):
+            apart = detector(images)
+    assert list(detector.state_dict()) == names, "as it was"
+    for one, other in zip(whole, apart, strict=True):
+        for expected, found in zip(one, other, strict=True):
+            np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
+    graph = onnx.load(exported[0] / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Conv") == 63 + 8 and not {"Split", "Slice"} & set(kinds)
+
+
+def test_boxes_of_all_places_can_still_be_had(exported, detector):
+    """Also of files that decode all of them themselves, as they did before."""
+    images = pixels(2, 64, 96)
+    with torch.inference_mode():
+        expected = detector.decode(detector(detector.normalize(torch.from_numpy(images))))
+    older = ROOT / "model_cards" / "yolov8_n.scratch_neu_det" / "model.onnx"
+    for path, is_older in ((exported[0] / "model.onnx", False), (older, True)):
+        model = onnx.load(path)
+        number = len(model.graph.node)
+        add_outputs(model, ["network/boxes", "network/scores"])
+        assert (len(model.graph.node) == number) == is_older
+        found = open_session(model.SerializeToString()).run(["network/boxes", "network/scores"], {"images": images})
+        assert found[0].shape == tuple(expected[0].shape) == (2, 126, 4)
+        if not is_older:
+            for one, other, allowed in zip(expected, found, (0.05, 1e-4), strict=True):
+                np.testing.assert_allclose(other, one.numpy(), atol=allowed)
 
 
 def test_of_equal_scores_the_first_place_wins():

@@ -259,7 +259,7 @@ def test_preparing_changes_no_answer(folder):
         assert np.allclose(one, other, atol=2e-3)
     todo = plan(prepared)
     assert todo.fixed == {"int8/unit": (0.0, pytest.approx(1.0))}
-    assert len(todo.floors) == 57 and not set(todo.tensors) & {"network/scores", "network/boxes"}
+    assert len(todo.floors) == 57 + 8 and not set(todo.tensors) & {"all_scores", "box", "logits"}
 
 
 def test_histograms_grow_and_give_ranges():

@@ -69,6 +69,14 @@ def test_a_bad_file_is_reported_at_the_end_and_the_others_are_done(
         assert drawn.size == (320, 64) and np.asarray(drawn).min() < 128, "a box is drawn"
 
 
+def test_a_file_is_decoded_once_for_its_answer_and_its_picture(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agssp_zoo.sources.load", lambda *_: pytest.fail("read again"))
+    code, _, _ = predict(capsys, images / "s10.png", images / "t.tif", "-m", model, "--out", tmp_path / "out")
+    assert code == 0 and len(list((tmp_path / "out" / "annotated").iterdir())) == 3
+
+
 def test_options_reach_the_detector(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         **detecting_options(args),
         channel_order=args.channel_order,
         on_error=report,
+        keep_images=not args.no_images,
     )
     out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
     pictures = None if args.no_images else _Pictures(out / PICTURES)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         settle=args.settle,
     )
     detector = load(args)
-    options = detecting_options(args)
+    options = {**detecting_options(args), "keep_images": args.pictures}
     detector.stream([], **options)  # wrong arguments are told before anything is written
     watch = Watch(detector.stream, settings, options, _say)
     if watch.counts.done_before:

@@ -60,13 +60,14 @@ class CSPLayer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_bottlenecks: int = 1, *, shortcut: bool) -> None:
         super().__init__()
         hidden = out_channels // 2
-        self.conv_in = ConvNormAct(in_channels, 2 * hidden)
+        self.conv_in: nn.Module = ConvNormAct(in_channels, 2 * hidden)
         self.bottlenecks = nn.ModuleList(Bottleneck(hidden, shortcut=shortcut) for _ in range(num_bottlenecks))
         self.conv_out = ConvNormAct((2 + num_bottlenecks) * hidden, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
-        maps = list(self.conv_in(x).chunk(2, dim=1))
+        first = self.conv_in(x)
+        maps = list(first if isinstance(first, tuple) else first.chunk(2, dim=1))  # a tuple: an exporter's own layer
         for bottleneck in self.bottlenecks:
             maps.append(bottleneck(maps[-1]))
         out: Tensor = self.conv_out(torch.cat(maps, dim=1))
