@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class PyTorchEngine:
     """A detector in PyTorch; see :class:`agssp_zoo.engines.base.Engine`.
 
-    Convolutions are not fused with their BatchNorms: on a CPU that gains 3 %, and a copy of the weights would have to
-    follow the module while it is trained.
+    On x86 CPUs convolutions are folded with their BatchNorms at the first image
+    (:mod:`agssp_zoo.models.cpu_conv`), which saves about a tenth of the time of a YOLOv8 and takes as much memory as
+    their weights once more, beside the module.
 
     Attributes:
         module: the network; moving or training it shows in the next :meth:`run`.

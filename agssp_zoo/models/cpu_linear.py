@@ -23,6 +23,7 @@ def runs_plainly(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not is_capturing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -39,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
     Returns:
         (..., out).
     """
-    if runs_plainly(x) and weight.dtype == torch.float32 and _has_onednn():
+    if runs_plainly(x) and weight.dtype == torch.float32 and has_onednn("_linear_pointwise"):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return out
     out = F.linear(x, weight, bias)
@@ -51,6 +52,7 @@ def rows_at_once(width: int) -> int:
     return max(1, PIECE // (4 * width))
 
 
-def _has_onednn() -> bool:
+def has_onednn(operator: str) -> bool:
+    """Whether PyTorch has oneDNN, in use (``torch.backends.mkldnn``), and this private operator of it."""
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, operator)

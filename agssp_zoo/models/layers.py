@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from agssp_zoo.models.cpu_conv import FoldedConv
+
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.03
 
@@ -22,11 +24,11 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
         self.act = nn.SiLU(inplace=True)
+        self._folded = FoldedConv()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves, normalises and activates."""
-        out: Tensor = self.act(self.bn(self.conv(x)))
-        return out
+        return self._folded(x, self.conv, self.bn, self.act)
 
 
 class Bottleneck(nn.Module):

@@ -14,9 +14,23 @@ from torch.nn import functional as F
 
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.models.backbones.base import Backbone, FeatureInfo
+from agssp_zoo.models.cpu_conv import FoldedConv
 from agssp_zoo.models.layers import initialize
 
 EXPANSION = 4
+
+
+class Projection(nn.Sequential):
+    """A convolution and its BatchNorm: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__(conv, norm)
+        self._folded = FoldedConv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves and normalises."""
+        conv, norm = self
+        return self._folded(x, conv, norm)
 
 
 class ResNetBottleneck(nn.Module):
@@ -42,19 +56,19 @@ class ResNetBottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = (
-            nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            Projection(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
             if project
             else None
         )
+        self._folded = tuple(FoldedConv() for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, 4 * width, H / stride, W / stride)."""
+        first, second, third = self._folded
         identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.relu(self.bn3(self.conv3(out)) + identity)
-        result: Tensor = out
-        return result
+        out = first(x, self.conv1, self.bn1, self.relu)
+        out = second(out, self.conv2, self.bn2, self.relu)
+        return third(out, self.conv3, self.bn3, self.relu, identity)
 
 
 class ResNet(Backbone):
@@ -75,6 +89,8 @@ class ResNet(Backbone):
         v1_strides = bool(config.options.get("v1_strides", False))
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self._folded = FoldedConv()
         channels = 64
         for index, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             blocks = []
@@ -95,5 +111,5 @@ class ResNet(Backbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 64, H / 4, W / 4)."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self._folded(x, self.conv1, self.bn1, self.relu)
         return F.max_pool2d(x, 3, 2, padding=1)

@@ -1,0 +1,217 @@
+"""Convolutions that are as fast as the CPU allows when nothing is learned.
+
+A convolution, the BatchNorm behind it and the activation are one step of oneDNN: the norm is folded into the weights, a
+bias is left of it, and the activation is applied while the sums are in the cache. PyTorch also brings the weights into
+the order that oneDNN computes with at every call; here that is done once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from agssp_zoo.models.base import is_capturing
+from agssp_zoo.models.cpu_linear import has_onednn, runs_plainly
+
+ACTIVATIONS: Mapping[type, str] = MappingProxyType({nn.SiLU: "swish", nn.ReLU: "relu", NoneType: "none"})
+"""What oneDNN calls them."""
+
+SAMPLED = 8
+"""Of how many output channels, and how many inputs of each, a weight's values are compared."""
+
+
+class FoldedConv:
+    """Runs a convolution, its BatchNorm and an activation, and keeps them folded while they stay as they are.
+
+    Folded weights take as much memory as the weights that they were made of. They are kept from the first call that
+    can use them until one that cannot (training, another device), and made anew when the convolution or the norm has
+    changed. Changes that PyTorch counts are all seen; those through ``.data`` or NumPy are when they concern the
+    norm's scale or mean, or more than a few of the convolution's weights.
+
+    It is no part of a module's state; copies and pickles are empty. Several threads may use it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: _Folded | None = None
+
+    def __reduce__(self) -> tuple[type[FoldedConv], tuple[()]]:
+        return FoldedConv, ()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether folded weights are kept now."""
+        return self._kept is not None
+
+    def __call__(
+        self, x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module | None = None, other: Tensor | None = None
+    ) -> Tensor:
+        """``act(norm(conv(x)) + other)``.
+
+        Folded only for maps whose channels are last in memory, as those of the zoo's own input are, so that the
+        answer's memory order is what the modules answer; and never around what somebody has hooked to a module.
+
+        Args:
+            x: (B, in, H, W).
+            conv: folded if a plain :class:`torch.nn.Conv2d` without bias; may be any module.
+            norm: folded if a plain :class:`torch.nn.BatchNorm2d` that is evaluated; may be any module.
+            act: folded if SiLU or ReLU; may be any module, or ``None`` for no activation.
+            other: of the result's shape; ``None`` adds nothing.
+
+        Returns:
+            (B, out, H', W').
+        """
+        if runs_plainly(x) and x.dim() == 4 and x.stride(1) == 1 and not _hooked(conv, norm, act):
+            kept = self._kept
+            if kept is None or not kept.is_of(conv, norm, act):
+                kept = self._kept = _fold(conv, norm, act, tuple(x.shape))
+            if kept is not None:
+                return kept.run(x, conv, other)
+        elif not is_capturing():
+            self._kept = None
+        out: Tensor = norm(conv(x))
+        if other is not None:
+            out = out + other
+        return out if act is None else act(out)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A convolution, a norm and an activation in one, and what tells whether they still are what they were.
+
+    Attributes:
+        weight: for oneDNN.
+        bias: (out,).
+        act: type of the activation.
+        eps: the norm's.
+        parts: see :func:`_parts`.
+        state: see :func:`_state`.
+        values: some of the parts' values, as they are now; as views they also keep the addresses from being used again.
+        sample: the first of these as they were: the weight's, and of the norm the scale and the mean, which BatchNorm
+            changes uncounted.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    act: type
+    eps: float
+    parts: tuple[Any, ...]
+    state: list[tuple[int, int]]
+    values: tuple[Tensor, ...]
+    sample: tuple[Tensor, ...]
+
+    def is_of(self, conv: Any, norm: Any, act: nn.Module | None) -> bool:
+        """Whether it is what the three amount to now. A few microseconds; the values of all weights would take long."""
+        return (
+            all(map(operator.is_, self.parts, _parts(conv, norm)))
+            and self.state == _state(self.parts)
+            and self.act is type(act)
+            and self.eps == norm.eps
+            and not norm.training
+            and all(map(torch.equal, self.sample, self.values))
+        )
+
+    def run(self, x: Tensor, conv: Any, other: Tensor | None) -> Tensor:
+        """Applies it; see :meth:`FoldedConv.__call__`."""
+        apply: Any = torch.ops.mkldnn._convolution_pointwise
+        places = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        name = ACTIVATIONS[self.act]
+        if other is None:
+            out: Tensor = apply(x, self.weight, self.bias, *places, name, [], "")
+        else:
+            out = apply.binary(x, other, self.weight, self.bias, *places, "add", None, name, [], "")
+        return out
+
+
+def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...]) -> _Folded | None:
+    """Folds the three and brings the weights into oneDNN's order for an input of a shape; ``None``: not possible.
+
+    An input of another shape may want another order. For larger kernels that costs no more than bringing plain weights
+    into order at every call; for 1x1 it takes several times as long, so these are left as they are.
+    """
+    if not _can_fold(conv, norm, act, shape):
+        return None
+    parts = _parts(conv, norm)
+    with torch.inference_mode(False), torch.no_grad():
+        kernel, scale, offset, mean, variance = (part.detach() for part in parts)
+        factor = scale * (variance + norm.eps).rsqrt()
+        weight = kernel * factor.view(-1, 1, 1, 1)
+        if conv.kernel_size != (1, 1):
+            order: Any = torch.ops.aten.mkldnn_reorder_conv2d_weight
+            weight = weight.contiguous().to_mkldnn()
+            weight = order(weight, conv.padding, conv.stride, conv.dilation, conv.groups, shape)
+        out, inputs = (max(1, length // SAMPLED) for length in kernel.shape[:2])
+        values = (kernel[::out, ::inputs, 0, 0], scale, mean, offset, variance)
+        return _Folded(
+            weight,
+            offset - mean * factor,
+            type(act),
+            norm.eps,
+            parts,
+            _state(parts),
+            values,
+            tuple(value.clone() for value in values[:3]),
+        )
+
+
+def _can_fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...]) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) is nn.BatchNorm2d
+        and type(act) in ACTIVATIONS
+        and 0 not in shape
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and not norm.training
+        and all(
+            type(part) in (nn.Parameter, Tensor)
+            and part.dtype == torch.float32
+            and part.device.type == "cpu"
+            and not part.is_inference()  # its changes are not counted
+            for part in _parts(conv, norm)
+        )
+        and has_onednn("_convolution_pointwise")
+        # What was measured and tested; on other processors other libraries stand behind the same names.
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    )
+
+
+def _parts(conv: nn.Module, norm: nn.Module) -> tuple[Any, ...]:
+    """The convolution's weight and the norm's scale, offset, mean and variance; ``None`` for what is not there.
+
+    From where modules keep them, since asking for them as attributes takes several times as long.
+    """
+    weight, vectors, statistics = conv._parameters.get("weight"), norm._parameters, norm._buffers
+    return (
+        weight,
+        vectors.get("weight"),
+        vectors.get("bias"),
+        statistics.get("running_mean"),
+        statistics.get("running_var"),
+    )
+
+
+def _state(parts: tuple[Any, ...]) -> list[tuple[int, int]]:
+    """How often each was changed, and where it lies."""
+    return [(part._version, part.data_ptr()) for part in parts]
+
+
+def _hooked(conv: nn.Module, norm: nn.Module, act: nn.Module | None) -> bool:
+    """Whether somebody wants to see what goes into a module or comes out of it."""
+    return bool(
+        conv._forward_hooks
+        or conv._forward_pre_hooks
+        or norm._forward_hooks
+        or norm._forward_pre_hooks
+        or (act is not None and (act._forward_hooks or act._forward_pre_hooks))
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+    )
