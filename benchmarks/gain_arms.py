@@ -28,7 +28,7 @@ class Budget:
 
 BUDGETS: Mapping[str, Budget] = {
     "yolov8_n": Budget(224, {100: 80, 300: 40, 1439: 12}, 0.002),
-    "yolov8_resnet50_lite": Budget(192, {100: 40, 300: 20}, 0.001),
+    "yolov8_resnet50_lite": Budget(192, {100: 40, 300: 20}, 0.0005),
 }
 
 
