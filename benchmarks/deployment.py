@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common import ROOT, WORK, Figure, model_folder, time_in_turns
 
 SIDE = 640
-MODELS = {"yolov8_n": ROOT / "model_cards" / "yolov8_n.scratch_neu_det", "yolov8_s": None}
+MODELS = {"yolov8_n": ROOT / "model_cards" / "yolov8_n.agssp_neu_det", "yolov8_s": None}
 """Architecture -> a folder with its ONNX file; ``None``: one with random weights."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, WORK, Figure
 
-MODEL = ROOT / "model_cards" / "yolov8_n.scratch_neu_det"
+MODEL = ROOT / "model_cards" / "yolov8_n.agssp_neu_det"
 """Trained, so that there are boxes to answer."""
 NEU = ROOT.parent / "shared" / "data" / "neu_det" / "images"
 SMALL = 240

@@ -19,7 +19,7 @@ from benchmarks.common import ROOT, write_between
 
 DOCS = ROOT / "docs" / "large-images.md"
 BEGIN, END = "<!-- begin of the table -->", "<!-- end of the table -->"
-MODEL = ROOT / "model_cards" / "yolov8_n.scratch_neu_det"
+MODEL = ROOT / "model_cards" / "yolov8_n.agssp_neu_det"
 SIZE = (400, 1600)
 CONF = 0.25
 ARMS = {

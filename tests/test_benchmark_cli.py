@@ -17,7 +17,7 @@ from agssp_zoo.benchmark.process import Worker
 from agssp_zoo.benchmark.results import Spread
 from agssp_zoo.folder import update_checksums
 
-MODEL = Path(__file__).parents[1] / "model_cards" / "yolov8_n.scratch_neu_det"
+MODEL = Path(__file__).parents[1] / "model_cards" / "yolov8_n.agssp_neu_det"
 pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="needs the checkout's model")
 QUICK = ("--starts", "1", "--warmup", "1", "--threads", "1")
 STAGES = ("decode", "preprocess", "inference", "postprocess")
@@ -62,7 +62,7 @@ def test_engines_and_sizes_are_measured_and_written(tmp_path: Path, capsys: pyte
     onnx, pytorch = rows[:2]
     assert onnx["peak_memory_mb"] < pytorch["peak_memory_mb"]  # each has a process of its own
     assert onnx["cold_start_cpu"]["median"] < pytorch["cold_start_cpu"]["median"]
-    assert printed.count("yolov8_n.scratch_neu_det") == 4 and "128x64" in printed and "quartiles" in printed
+    assert printed.count("yolov8_n.agssp_neu_det") == 4 and "128x64" in printed and "quartiles" in printed
     with Image.open(out / "benchmark.png") as picture:
         colors = {tuple(color) for color in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
     assert picture.width > 1000 and {(0x56, 0xB4, 0xE9), (0, 0x72, 0xB2)} <= colors  # decoding and inference
@@ -87,7 +87,7 @@ def test_an_engine_that_is_not_installed_is_skipped(
     assert run(MODEL, "--engines", "pytorch", "onnx", "--sizes", 64, *QUICK, "--rounds", 1) == 0
     said = capsys.readouterr()
     assert "pytorch skipped" in said.err and "pip install 'agssp-zoo[torch]'" in said.err
-    assert said.out.count("yolov8_n.scratch_neu_det") == 1
+    assert said.out.count("yolov8_n.agssp_neu_det") == 1
     assert run(MODEL, "--engines", "pytorch", "--sizes", 64, *QUICK) == 1
     assert "Nothing could be measured" in capsys.readouterr().err
 

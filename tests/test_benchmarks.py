@@ -106,7 +106,7 @@ def test_a_tool_that_does_not_start_is_told_and_the_others_go_on():
     from benchmarks.peers_turns import Contender, take_turns
 
     jobs = {"square": {"image": (64, 64), "size": None}}
-    model = ROOT / "model_cards" / "yolov8_n.scratch_neu_det"
+    model = ROOT / "model_cards" / "yolov8_n.agssp_neu_det"
     contenders = [
         Contender("ours", lambda: Path(sys.executable), lambda: {"tool": "ours", "model": model, "jobs": jobs}),
         Contender("none", lambda: Path(sys.executable), lambda: {"tool": "ours", "model": "nowhere", "jobs": jobs}),

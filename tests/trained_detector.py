@@ -12,7 +12,7 @@ from agssp_zoo.config import ModelConfig
 from agssp_zoo.folder import write_folder
 from agssp_zoo.training.synthetic import draw_sample
 
-CARD = Path(__file__).parents[1] / "model_cards" / "yolov8_n.scratch_neu_det"
+CARD = Path(__file__).parents[1] / "model_cards" / "yolov8_n.agssp_neu_det"
 
 
 def trained_folder(path: Path, *, conf: float = 0.1) -> Path:

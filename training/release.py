@@ -3,8 +3,8 @@
 Stores matrices in float16 and vectors in float32, adds the ONNX file, measures the stored weights and the trained ones
 in the same call, and writes the card with the figures and the commands that made them.
 
-    python -m agssp_zoo.training.release runs/x/best --name yolov8_n.scratch_neu_det --data DATA \
-        --out model_cards/yolov8_n.scratch_neu_det --trained-by "agssp-zoo finetune ..." --notes notes.md
+    python -m agssp_zoo.training.release runs/x/best --name yolov8_n.agssp_neu_det --data DATA \
+        --out model_cards/yolov8_n.agssp_neu_det --trained-by "agssp-zoo finetune ..." --notes notes.md
 
 Without ``--data`` (a pretrained model, which has no score of its own) it measures how far the stored weights' maps are
 from the trained ones'.
