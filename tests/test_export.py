@@ -332,7 +332,7 @@ def test_boxes_of_all_places_can_still_be_had(exported, detector):
     images = pixels(2, 64, 96)
     with torch.inference_mode():
         expected = detector.decode(detector(detector.normalize(torch.from_numpy(images))))
-    older = ROOT / "model_cards" / "yolov8_n.scratch_neu_det" / "model.onnx"
+    older = ROOT / "model_cards" / "yolov8_n.agssp" / "model.onnx"
     for path, is_older in ((exported[0] / "model.onnx", False), (older, True)):
         model = onnx.load(path)
         number = len(model.graph.node)
