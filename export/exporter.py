@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from agssp_zoo.config import ModelConfig
     from agssp_zoo.models import DetectorModule, ZooModule
+
+    from .candidates import Source
 
 RAW_FILE = "model_raw.onnx"
 OPSET = 18
@@ -90,7 +92,7 @@ def export_onnx(
         if raw or not isinstance(module, DetectorModule):
             graph = trace(module, raw=raw, opset=opset)
         else:
-            graph = _with_selection(module, opset)
+            graph = _detector_graph(module, opset)
         if takes_sizes(module):
             # An initialiser that is also a graph input: a default that a caller may override.
             graph.graph.initializer.append(default_sizes())
@@ -161,26 +163,44 @@ def building(target: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _with_selection(module: DetectorModule, opset: int) -> onnx.ModelProto:
-    """A detector's network with the choosing of detections behind it."""
-    from onnx import TensorProto, compose, helper
-
+def _detector_graph(module: DetectorModule, opset: int) -> onnx.ModelProto:
+    """A detector's network with the choosing of detections behind it; YOLOv8 decodes its candidates alone."""
     from agssp_zoo.models.detectors.yolov8 import YOLOv8
 
-    from .candidates import NETWORK, decoded, distributions
+    from .candidates import distributions
     from .network import trace
+
+    if not isinstance(module, YOLOv8):
+        return _with_selection(trace(module, raw=False, opset=opset), module.config)
+    source = distributions(len(module.config.class_names), module.reg_max, module.strides)
+    ends = {name: name for name in module.raw_names}
+    return _with_selection(trace(module, raw=True, opset=opset), module.config, source, ends)
+
+
+def _with_selection(
+    network: onnx.ModelProto, config: ModelConfig, source: Source | None = None, ends: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """A network with the choosing of detections behind it.
+
+    Args:
+        network: its graph.
+        config: of the model.
+        source: what candidates are chosen from; by default the outputs ``boxes`` and ``scores``.
+        ends: the network's outputs, each with its name in that source.
+
+    Raises:
+        ExportError: the config says nothing about choosing.
+    """
+    from onnx import TensorProto, compose, helper
+
+    from .candidates import NETWORK, decoded
     from .selection import selection_model
 
-    config = module.config
     settings = config.postprocess
     if settings is None:
         raise ExportError(f"{config.name}: a detector's config needs postprocess.")
     classes = len(config.class_names)
-    late = isinstance(module, YOLOv8)  # whose candidates alone are decoded
-    network = trace(module, raw=late, opset=opset)
-    if isinstance(module, YOLOv8):
-        source, ends = distributions(classes, module.reg_max, module.strides), {name: name for name in module.raw_names}
-    else:
+    if source is None or ends is None:
         boxes = next(output for output in network.graph.output if output.name == "boxes")
         source = decoded(classes, box_of_class=len(boxes.type.tensor_type.shape.dim) == 4)
         ends = {"boxes": "all_boxes", "scores": "all_scores"}

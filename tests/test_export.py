@@ -20,6 +20,7 @@ from agssp_zoo.config import ModelConfig, Postprocess  # noqa: E402
 from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
 from agssp_zoo.export import export_onnx  # noqa: E402
 from agssp_zoo.export.candidates import add_outputs, distributions  # noqa: E402
+from agssp_zoo.export.exporter import _with_selection  # noqa: E402
 from agssp_zoo.export.halves import halves_apart  # noqa: E402
 from agssp_zoo.export.selection import FIRST_CANDIDATES, selection_model  # noqa: E402
 from agssp_zoo.export.verification import verify_file  # noqa: E402
@@ -434,7 +435,8 @@ def test_failure_leaves_the_old_file_and_nothing_else(detector, tmp_path, monkey
           scores = Identity (boxes)
         }"""
     )
-    monkeypatch.setattr("agssp_zoo.export.network.trace", lambda *_, **__: wrong)
+    graph = _with_selection(wrong, detector.config)
+    monkeypatch.setattr("agssp_zoo.export.exporter._detector_graph", lambda *_: graph)
     target = tmp_path / "model.onnx"
     target.write_text("the old one")
     with pytest.raises(ExportError, match="shape"):
