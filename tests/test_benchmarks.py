@@ -65,6 +65,19 @@ def test_the_gain_is_that_of_the_same_seeds():
     assert columns("map50", scores, base)[2] == "+12.0 ± 2.8"
 
 
+def test_a_table_compares_with_its_first_arm(tmp_path):
+    from benchmarks.gain import table
+
+    for name, score in (("random", 0.1), ("resnet50_imagenet", 0.3), ("resnet50_agssp", 0.35)):
+        (tmp_path / f"{name}_100_0.json").write_text(json.dumps({"map50": score, "map50_95": score / 2}))
+    assert table(tmp_path, "yolov8_n") == "" == table(tmp_path, "studies"), "nothing to compare"
+    lines = table(tmp_path, "resnet50").splitlines()[2:]
+    assert lines == [
+        "| 100 | ImageNet | 30.0 | 30.0 |  | 15.0 | 15.0 |  |",
+        "| 100 | AGBP and AGDP (AGSSP) | 35.0 | 35.0 | +5.0 | 17.5 | 17.5 | +2.5 |",
+    ]
+
+
 def test_maps_of_boxes():
     import numpy as np
 
