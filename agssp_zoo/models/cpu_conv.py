@@ -2,13 +2,14 @@
 
 A convolution, the BatchNorm behind it and the activation are one step of oneDNN: the norm is folded into the weights, a
 bias is left of it, and the activation is applied while the sums are in the cache. PyTorch also brings the weights into
-the order that oneDNN computes with at every call; here that is done once.
+the order that oneDNN computes with at every call; here that is done once. 3x3 convolutions of many channels need fewer
+multiplications (:mod:`agssp_zoo.models.winograd`).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from agssp_zoo.models import winograd
 from agssp_zoo.models.base import is_capturing
 from agssp_zoo.models.cpu_linear import has_onednn, runs_plainly
 
@@ -30,16 +32,17 @@ SAMPLED = 8
 class FoldedConv:
     """Runs a convolution, its BatchNorm and an activation, and keeps them folded while they stay as they are.
 
-    Folded weights take as much memory as the weights that they were made of. They are kept from the first call that
-    can use them until one that cannot (training, another device), and made anew when the convolution or the norm has
-    changed. Changes that PyTorch counts are all seen; those through ``.data`` or NumPy are when they concern the
-    norm's scale or mean, or more than a few of the convolution's weights.
+    Folded weights take as much memory as the weights that they were made of, 1.8 times as much for a 3x3 convolution
+    of many channels (:func:`agssp_zoo.models.winograd.pays`), both when it sees large and small maps. They are kept
+    from the first call that can use them until one that cannot (training, another device), and made anew when the
+    convolution or the norm has changed. Changes that PyTorch counts are all seen; those through ``.data`` or NumPy are
+    when they concern the norm's scale or mean, or more than a few of the convolution's weights.
 
     It is no part of a module's state; copies and pickles are empty. Several threads may use it.
     """
 
     def __init__(self) -> None:
-        self._kept: _Folded | None = None
+        self._kept: Mapping[bool, _Folded] = {}  # with and without fewer products
 
     def __reduce__(self) -> tuple[type[FoldedConv], tuple[()]]:
         return FoldedConv, ()
@@ -47,7 +50,7 @@ class FoldedConv:
     @property
     def is_kept(self) -> bool:
         """Whether folded weights are kept now."""
-        return self._kept is not None
+        return bool(self._kept)
 
     def __call__(
         self, x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module | None = None, other: Tensor | None = None
@@ -68,13 +71,16 @@ class FoldedConv:
             (B, out, H', W').
         """
         if runs_plainly(x) and x.dim() == 4 and x.stride(1) == 1 and not _hooked(conv, norm, act):
-            kept = self._kept
+            fewer = _needs_fewer_products(conv, x.shape)
+            kept = self._kept.get(fewer)
             if kept is None or not kept.is_of(conv, norm, act):
-                kept = self._kept = _fold(conv, norm, act, tuple(x.shape))
+                others = {} if kept is not None else self._kept
+                kept = _fold(conv, norm, act, tuple(x.shape), fewer=fewer)
+                self._kept = {} if kept is None else {**others, fewer: kept}
             if kept is not None:
                 return kept.run(x, conv, other)
         elif not is_capturing():
-            self._kept = None
+            self._kept = {}
         out: Tensor = norm(conv(x))
         if other is not None:
             out = out + other
@@ -86,7 +92,7 @@ class _Folded:
     """A convolution, a norm and an activation in one, and what tells whether they still are what they were.
 
     Attributes:
-        weight: for oneDNN.
+        weight: for oneDNN; several for fewer products.
         bias: (out,).
         act: type of the activation.
         eps: the norm's.
@@ -97,7 +103,7 @@ class _Folded:
             changes uncounted.
     """
 
-    weight: Tensor
+    weight: Tensor | tuple[Tensor, ...]
     bias: Tensor
     act: type
     eps: float
@@ -119,9 +125,11 @@ class _Folded:
 
     def run(self, x: Tensor, conv: Any, other: Tensor | None) -> Tensor:
         """Applies it; see :meth:`FoldedConv.__call__`."""
+        name = ACTIVATIONS[self.act]
+        if isinstance(self.weight, tuple):
+            return winograd.convolve(x, self.weight, self.bias, name, other)
         apply: Any = torch.ops.mkldnn._convolution_pointwise
         places = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        name = ACTIVATIONS[self.act]
         if other is None:
             out: Tensor = apply(x, self.weight, self.bias, *places, name, [], "")
         else:
@@ -129,8 +137,10 @@ class _Folded:
         return out
 
 
-def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...]) -> _Folded | None:
+def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...], *, fewer: bool) -> _Folded | None:
     """Folds the three and brings the weights into oneDNN's order for an input of a shape; ``None``: not possible.
+
+    For fewer products if so wanted.
 
     An input of another shape may want another order. For larger kernels that costs no more than bringing plain weights
     into order at every call; for 1x1 it takes several times as long, so these are left as they are.
@@ -141,8 +151,10 @@ def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...]) -
     with torch.inference_mode(False), torch.no_grad():
         kernel, scale, offset, mean, variance = (part.detach() for part in parts)
         factor = scale * (variance + norm.eps).rsqrt()
-        weight = kernel * factor.view(-1, 1, 1, 1)
-        if conv.kernel_size != (1, 1):
+        weight: Any = kernel * factor.view(-1, 1, 1, 1)
+        if fewer:
+            weight = winograd.transform_weight(weight)
+        elif conv.kernel_size != (1, 1):
             order: Any = torch.ops.aten.mkldnn_reorder_conv2d_weight
             weight = weight.contiguous().to_mkldnn()
             weight = order(weight, conv.padding, conv.stride, conv.dilation, conv.groups, shape)
@@ -158,6 +170,16 @@ def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...]) -
             values,
             tuple(value.clone() for value in values[:3]),
         )
+
+
+def _needs_fewer_products(conv: Any, shape: Sequence[int]) -> bool:
+    """Whether it is of the kind, and sees a map of the size, for which that is quicker."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and winograd.pays(conv.out_channels, conv.in_channels, shape)
+    )
 
 
 def _can_fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...]) -> bool:
