@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import pickle
 import types
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,49 @@ def test_linear_layers_answer_the_same_without_onednn(gelu, monkeypatch):
         plain = cpu_linear.linear(x, weight, bias, gelu=gelu)
     for found in (quick, plain):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()}),
+        lambda layer: layer.load_state_dict({"weight": torch.ones(24, 16), "bias": torch.ones(24)}, assign=True),
+        lambda layer: layer.weight.data.mul_(2),
+        lambda layer: setattr(layer, "weight", torch.nn.Parameter(layer.weight.detach() * 2)),
+        lambda layer: layer.bias.data.add_(1),
+        lambda layer: torch.nn.utils.parametrizations.weight_norm(layer).parametrizations.weight.original0.data.mul_(2),
+    ],
+)
+def test_weights_in_an_order_of_their_own_are_never_stale(change):
+    from agssp_zoo.models import cpu_linear
+
+    torch.manual_seed(0)
+    layer, x = cpu_linear.Linear(16, 24), torch.randn(2, 5, 16)
+    with torch.inference_mode():
+        before = layer(x)
+        assert layer._ordered.is_kept == cpu_linear.can_reorder()
+    change(layer)
+    expected = (x @ layer.weight.T + layer.bias).detach()
+    with torch.inference_mode():
+        assert not torch.equal(layer(x), before)
+        for shape in ((2, 5, 16), (10, 16), (1, 10, 16)):
+            torch.testing.assert_close(layer(x.view(shape)).flatten(0, -2), expected.flatten(0, -2))
+        assert layer(x[:0]).shape == (0, 5, 24)
+
+
+def test_weights_in_an_order_of_their_own_are_nobodys_state():
+    from agssp_zoo.models import cpu_linear
+
+    layer, x = cpu_linear.Linear(16, 24), torch.randn(5, 16)
+    with torch.inference_mode():
+        layer(x)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    assert not copied._ordered.is_kept
+    with torch.inference_mode():
+        assert torch.equal(copied(x), layer(x))
+    layer(x).sum().backward()
+    assert not layer._ordered.is_kept and layer.weight.grad is not None
 
 
 def test_what_options_make_no_network():

@@ -8,7 +8,6 @@ multiplications (:mod:`agssp_zoo.models.winograd`).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType
@@ -20,13 +19,11 @@ from torch.nn.modules import module as torch_module
 
 from agssp_zoo.models import winograd
 from agssp_zoo.models.base import is_capturing
-from agssp_zoo.models.cpu_linear import has_onednn, runs_plainly
+from agssp_zoo.models.cpu_linear import can_reorder, has_onednn, runs_plainly
+from agssp_zoo.models.snapshot import Snapshot, can_be_watched
 
 ACTIVATIONS: Mapping[type, str] = MappingProxyType({nn.SiLU: "swish", nn.ReLU: "relu", NoneType: "none"})
 """What oneDNN calls them."""
-
-SAMPLED = 8
-"""Of how many output channels, and how many inputs of each, a weight's values are compared."""
 
 
 class FoldedConv:
@@ -35,8 +32,8 @@ class FoldedConv:
     Folded weights take as much memory as the weights that they were made of, 1.8 times as much for a 3x3 convolution
     of many channels (:func:`agssp_zoo.models.winograd.pays`), both when it sees large and small maps. They are kept
     from the first call that can use them until one that cannot (training, another device), and made anew when the
-    convolution or the norm has changed. Changes that PyTorch counts are all seen; those through ``.data`` or NumPy are
-    when they concern the norm's scale or mean, or more than a few of the convolution's weights.
+    convolution or the norm has changed (:class:`~agssp_zoo.models.snapshot.Snapshot`; changes that PyTorch does not
+    count are seen when they concern the norm's scale or mean, or more than a few of the convolution's weights).
 
     It is no part of a module's state; copies and pickles are empty. Several threads may use it.
     """
@@ -96,31 +93,23 @@ class _Folded:
         bias: (out,).
         act: type of the activation.
         eps: the norm's.
-        parts: see :func:`_parts`.
-        state: see :func:`_state`.
-        values: some of the parts' values, as they are now; as views they also keep the addresses from being used again.
-        sample: the first of these as they were: the weight's, and of the norm the scale and the mean, which BatchNorm
-            changes uncounted.
+        snapshot: of :func:`_parts`; compared are the weight, and the norm's scale and mean, which BatchNorm changes
+            uncounted.
     """
 
     weight: Tensor | tuple[Tensor, ...]
     bias: Tensor
     act: type
     eps: float
-    parts: tuple[Any, ...]
-    state: list[tuple[int, int]]
-    values: tuple[Tensor, ...]
-    sample: tuple[Tensor, ...]
+    snapshot: Snapshot
 
     def is_of(self, conv: Any, norm: Any, act: nn.Module | None) -> bool:
-        """Whether it is what the three amount to now. A few microseconds; the values of all weights would take long."""
+        """Whether it is what the three amount to now."""
         return (
-            all(map(operator.is_, self.parts, _parts(conv, norm)))
-            and self.state == _state(self.parts)
-            and self.act is type(act)
+            self.act is type(act)
             and self.eps == norm.eps
             and not norm.training
-            and all(map(torch.equal, self.sample, self.values))
+            and self.snapshot.holds(_parts(conv, norm))
         )
 
     def run(self, x: Tensor, conv: Any, other: Tensor | None) -> Tensor:
@@ -149,7 +138,7 @@ def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...], *
         return None
     parts = _parts(conv, norm)
     with torch.inference_mode(False), torch.no_grad():
-        kernel, scale, offset, mean, variance = (part.detach() for part in parts)
+        kernel, scale, mean, offset, variance = (part.detach() for part in parts)
         factor = scale * (variance + norm.eps).rsqrt()
         weight: Any = kernel * factor.view(-1, 1, 1, 1)
         if fewer:
@@ -158,18 +147,7 @@ def _fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...], *
             order: Any = torch.ops.aten.mkldnn_reorder_conv2d_weight
             weight = weight.contiguous().to_mkldnn()
             weight = order(weight, conv.padding, conv.stride, conv.dilation, conv.groups, shape)
-        out, inputs = (max(1, length // SAMPLED) for length in kernel.shape[:2])
-        values = (kernel[::out, ::inputs, 0, 0], scale, mean, offset, variance)
-        return _Folded(
-            weight,
-            offset - mean * factor,
-            type(act),
-            norm.eps,
-            parts,
-            _state(parts),
-            values,
-            tuple(value.clone() for value in values[:3]),
-        )
+        return _Folded(weight, offset - mean * factor, type(act), norm.eps, Snapshot.take(parts, compared=3))
 
 
 def _needs_fewer_products(conv: Any, shape: Sequence[int]) -> bool:
@@ -193,21 +171,14 @@ def _can_fold(conv: Any, norm: Any, act: nn.Module | None, shape: tuple[int, ...
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and not norm.training
-        and all(
-            type(part) in (nn.Parameter, Tensor)
-            and part.dtype == torch.float32
-            and part.device.type == "cpu"
-            and not part.is_inference()  # its changes are not counted
-            for part in _parts(conv, norm)
-        )
+        and all(map(can_be_watched, _parts(conv, norm)))
+        and can_reorder()
         and has_onednn("_convolution_pointwise")
-        # What was measured and tested; on other processors other libraries stand behind the same names.
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     )
 
 
 def _parts(conv: nn.Module, norm: nn.Module) -> tuple[Any, ...]:
-    """The convolution's weight and the norm's scale, offset, mean and variance; ``None`` for what is not there.
+    """The convolution's weight and the norm's scale, mean, offset and variance; ``None`` for what is not there.
 
     From where modules keep them, since asking for them as attributes takes several times as long.
     """
@@ -215,15 +186,10 @@ def _parts(conv: nn.Module, norm: nn.Module) -> tuple[Any, ...]:
     return (
         weight,
         vectors.get("weight"),
-        vectors.get("bias"),
         statistics.get("running_mean"),
+        vectors.get("bias"),
         statistics.get("running_var"),
     )
-
-
-def _state(parts: tuple[Any, ...]) -> list[tuple[int, int]]:
-    """How often each was changed, and where it lies."""
-    return [(part._version, part.data_ptr()) for part in parts]
 
 
 def _hooked(conv: nn.Module, norm: nn.Module, act: nn.Module | None) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agssp_zoo.models.base import is_capturing
-from agssp_zoo.models.cpu_linear import linear, rows_at_once, runs_plainly
+from agssp_zoo.models.cpu_linear import Linear, rows_at_once, runs_plainly
 
 APART = -100.0
 """Added to the logits of two tokens that only the shift brought into one window, as the paper's code does."""
@@ -150,8 +150,8 @@ class WindowAttention(nn.Module):
         self.window = window
         self.shift = shift
         self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         # On the CPU even inside `with torch.device("meta")`: it is in no weights file.
         self.register_buffer("pairs", _relative_positions(window), persistent=False)
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -170,11 +170,12 @@ class WindowAttention(nn.Module):
         rows = x.reshape(batch * length, channels)
         if not plan.whole:
             rows = F.pad(rows, (0, 0, 0, 1))  # the token that stands where there is none
-        qkv = linear(rows, self.qkv.weight, self.qkv.bias)
+        qkv = self.qkv(rows)
         bias = self.position_bias()
         parts = [self._attend(qkv, part, bias) for part in plan.parts]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return linear(F.embedding(plan.back, out.view(-1, channels)), self.proj.weight, self.proj.bias)
+        answer: Tensor = self.proj(F.embedding(plan.back, out.view(-1, channels)))
+        return answer
 
     def _attend(self, qkv: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
         """Rows (tokens, 3 C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""

@@ -18,7 +18,7 @@ from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import ConfigError
 from agssp_zoo.models.backbones.base import Backbone, FeatureInfo
 from agssp_zoo.models.base import is_capturing
-from agssp_zoo.models.cpu_linear import linear, rows_at_once, runs_plainly
+from agssp_zoo.models.cpu_linear import Linear, linear, rows_at_once, runs_plainly
 from agssp_zoo.models.drop_path import DropPath
 from agssp_zoo.models.level_operators import rename_sides
 from agssp_zoo.models.window_attention import WindowAttention, WindowPlan, WindowPlans
@@ -86,8 +86,8 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window, shift)
         self.norm2 = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, MLP_RATIO * channels)
-        self.fc2 = nn.Linear(MLP_RATIO * channels, channels)
+        self.fc1 = Linear(channels, MLP_RATIO * channels)
+        self.fc2 = Linear(MLP_RATIO * channels, channels)
         self.drop_path = DropPath()
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
@@ -101,8 +101,8 @@ class SwinBlock(nn.Module):
         return x
 
     def _perceptron(self, x: Tensor) -> Tensor:
-        hidden = linear(self.norm2(x), self.fc1.weight, self.fc1.bias, gelu=True)
-        return linear(hidden, self.fc2.weight, self.fc2.bias)
+        out: Tensor = self.fc2(self.fc1(self.norm2(x), gelu=True))
+        return out
 
 
 class SwinStage(nn.Module):
