@@ -29,6 +29,7 @@ BENCHMARKS = {
     "int8": "deployment:int8",
     "openvino": "deployment:openvino",
     "swin": "swin:features",
+    "kept-weights": "kept_weights:against_modules",
     "training-loader": "training:loader",
     "training-epoch": "training:epoch",
     "training-loss": "training:loss",
