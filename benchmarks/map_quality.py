@@ -4,7 +4,9 @@
 
 runs ``agssp-zoo anomaly-maps`` and ``agssp-zoo anomaly-eval`` for each row and prints the tables of
 docs/anomaly-maps.md; ``--write`` puts them there. Finished rows are kept in ``--out`` and not run again; a row that was
-stopped goes on where it was.
+stopped goes on where it was. ``--resnet50`` names a model folder with ImageNet weights for the rows of that network:
+
+    python -m benchmarks.backbone_folder --weights resnet50_imagenet.safetensors --options v1_strides=true --out FOLDER
 """
 
 from __future__ import annotations
@@ -34,29 +36,40 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One run: a data set, a method, the side of the network's input, and further options of anomaly-maps."""
+    """One run: a data set, a method, the side of the network's input, further options of anomaly-maps, the network."""
 
     data: str
     method: str
     size: int = 224
     options: tuple[str, ...] = ()
     label: str = ""
+    encoder: str = ""
 
     @property
     def name(self) -> str:
         """The row's folder."""
-        return "_".join([self.data, self.method, str(self.size), *[o.lstrip("-") for o in self.options]])
+        options = (option.lstrip("-") for option in self.options)
+        return "_".join(part for part in (self.data, self.method, str(self.size), *options, self.encoder) if part)
 
 
 _FREE = ("--normal", "MT_Free", "--shots")
+
+
+def _resnet50(data: str) -> Row:
+    return Row(data, "auto", label="auto, ResNet-50 of ImageNet", encoder="resnet50")
+
+
 ROWS = (
     *(Row("neu_det", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
+    _resnet50("neu_det"),
     *(Row("kolektorsdd", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
     Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "32"), "memory, 32 normal"),
     Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "32", "--layers", "6"), "the same, block 6 only"),
     Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "128", "--layers", "6"), "128 normal, block 6"),
+    _resnet50("kolektorsdd"),
     *(Row("magnetic_tile", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
     *(Row("magnetic_tile", "memory", 224, (*_FREE, k), f"memory, {k} normal") for k in ("4", "256")),
+    _resnet50("magnetic_tile"),
 )
 
 
@@ -65,6 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with neu_det, magnetic_tile, kolektorsdd")
     parser.add_argument("--encoder-weights", required=True, help="ViT-S/14 in DINOv2's layout")
+    parser.add_argument("--resnet50", help="model folder of that backbone, for its rows")
     parser.add_argument("--out", type=Path, default=Path("runs/maps"))
     parser.add_argument("--only", help="rows whose folder's name begins so")
     parser.add_argument("--table-only", action="store_true", help="run nothing: the rows that are finished")
@@ -74,8 +88,9 @@ def main() -> int:
     for row in ROWS:
         result = args.out / f"{row.name}.json"
         wanted = not args.only or row.name.startswith(args.only)
-        if not result.is_file() and wanted and not args.table_only:
-            measure(row, args.data / row.data, args.out / row.name, args.encoder_weights, result)
+        weights = ["--encoder", args.resnet50] if row.encoder else ["--encoder-weights", args.encoder_weights]
+        if not result.is_file() and wanted and not args.table_only and None not in weights:
+            measure(row, args.data / row.data, args.out / row.name, weights, result)
         if result.is_file():
             found[row] = json.loads(result.read_text())
     text = tables(found)
@@ -85,12 +100,12 @@ def main() -> int:
     return 0
 
 
-def measure(row: Row, data: Path, out: Path, weights: str, result: Path) -> None:
+def measure(row: Row, data: Path, out: Path, weights: list[str], result: Path) -> None:
     """Makes a row's maps and scores them."""
     tool = [sys.executable, "-m", "agssp_zoo"]
     make = [
-        *tool, "anomaly-maps", str(data), "--method", row.method, "--encoder-weights", weights, "--size", str(row.size),
-        *row.options, "--precision", "bf16", "--threads", "1", "--batch", "16", "--out", str(out),
+        *tool, "anomaly-maps", str(data), "--method", row.method, *weights, "--size", str(row.size), *row.options,
+        "--precision", "bf16", "--threads", "1", "--batch", "16", "--out", str(out),
     ]  # fmt: skip
     print(*make[2:], file=sys.stderr)
     subprocess.run(make, check=True, stdout=sys.stderr)
