@@ -162,6 +162,31 @@ def test_the_position_bias_is_gathered_once_unless_something_learns():
         assert torch.equal(copied.stage1.blocks[1].attn.position_bias(), kept + 1)
 
 
+@pytest.mark.parametrize("size", [(56, 56), (110, 112), (60, 40)])
+def test_maps_larger_than_the_cache_give_the_same(size, monkeypatch):
+    """Where tokens are gathered before they are multiplied: in the first stage, if few places are filled up."""
+    from agssp_zoo.models import cpu_linear, window_attention
+
+    torch.manual_seed(0)
+    x, calls = torch.randn(2, 3, *size), []
+    gathers_first = window_attention._gathers_first
+    monkeypatch.setattr(
+        window_attention, "_gathers_first", lambda *args: calls.append(gathers_first(*args)) or calls[-1]
+    )
+    network = tiny()
+    with torch.inference_mode():
+        expected = network(x)
+    assert not any(calls)
+    monkeypatch.setattr(cpu_linear, "PIECE", 2048)
+    pieces = tiny()
+    pieces.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        found = pieces(x)
+    assert any(calls) == (size != (60, 40))  # of that a fifth would be filled up
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 def test_linear_layers_answer_the_same_without_onednn(gelu, monkeypatch):
     from agssp_zoo.models import cpu_linear

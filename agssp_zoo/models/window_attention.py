@@ -18,6 +18,9 @@ from agssp_zoo.models.cpu_linear import Linear, rows_at_once, runs_plainly
 APART = -100.0
 """Added to the logits of two tokens that only the shift brought into one window, as the paper's code does."""
 
+FEW_FILLED_UP = 1.05
+"""Places to tokens."""
+
 KEPT_PLANS = 8
 """Input sizes whose plans are kept; more are computed anew."""
 
@@ -170,16 +173,20 @@ class WindowAttention(nn.Module):
         rows = x.reshape(batch * length, channels)
         if not plan.whole:
             rows = F.pad(rows, (0, 0, 0, 1))  # the token that stands where there is none
-        qkv = self.qkv(rows)
         bias = self.position_bias()
-        parts = [self._attend(qkv, part, bias) for part in plan.parts]
+        gathers_first = _gathers_first(rows, plan)
+        if gathers_first:
+            parts = [self.proj(self._attend(self.qkv(_gather(part, rows)), part, bias)) for part in plan.parts]
+        else:
+            qkv = self.qkv(rows)
+            parts = [self._attend(_gather(part, qkv), part, bias) for part in plan.parts]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        answer: Tensor = self.proj(F.embedding(plan.back, out.view(-1, channels)))
-        return answer
+        out = F.embedding(plan.back, out.view(-1, channels))
+        return out if gathers_first else self.proj(out)
 
     def _attend(self, qkv: Tensor, part: WindowPart, bias: Tensor) -> Tensor:
-        """Rows (tokens, 3 C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
-        own = F.embedding(part.inside, qkv).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
+        """(windows, N, 3 C) and the bias (1, heads, N, N) -> what the places of a part answer, (windows, N, C)."""
+        own = qkv.unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
         q, k, v = own.permute(2, 0, 3, 1, 4).unbind()
         if part.apart is not None:
             bias = bias + part.apart
@@ -206,6 +213,24 @@ class WindowAttention(nn.Module):
     def _spread(self, table: Tensor) -> Tensor:
         area = self.window**2
         return table.index_select(0, self.pairs).view(1, area, area, self.heads).permute(0, 3, 1, 2)
+
+
+def _gather(part: WindowPart, rows: Tensor) -> Tensor:
+    """What stands at the places of a part, (windows, N, C) of rows (tokens, C)."""
+    found: Tensor = F.embedding(part.inside, rows)
+    return found
+
+
+def _gathers_first(rows: Tensor, plan: WindowPlan) -> bool:
+    """Whether to gather tokens, and not what is computed of them, which is three times as wide.
+
+    Everything then happens while a part is in the cache; that pays when all parts together are not, if few places are
+    filled up, for which it is all computed too.
+    """
+    tokens, channels = rows.shape
+    if not runs_plainly(rows) or tokens <= 2 * rows_at_once(3 * channels):
+        return False
+    return sum(part.inside.numel() for part in plan.parts) <= FEW_FILLED_UP * tokens
 
 
 def _relative_positions(window: int) -> Tensor:
