@@ -36,6 +36,8 @@ PAPER = {
     "dino_swin_b": ("swin_b", "dino", "simmim+agssp"),
 }
 """Architecture -> the row of the paper's table that the authors' weights belong to: backbone, detector, method."""
+BACKBONES = ("resnet50", "cspdarknet_s", "swin_b", "swin_b_simmim")
+"""The authors have put out weights after stage 1 of these, too."""
 
 
 def main() -> int:
@@ -162,7 +164,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """A line for every model."""
     text = (
         "| architecture | parameters | GFLOP | PyTorch | ONNX Runtime | model.safetensors | model.onnx | the paper's "
-        "map50 / map50_95 |\n|---|--:|--:|--:|--:|--:|--:|--:|\n"
+        "map50 / map50_95 | licence: code; the authors' weights |\n|---|--:|--:|--:|--:|--:|--:|--:|---|\n"
     )
     scores = {(row.backbone, row.detector, row.method): f"{row.map50} / {row.map50_95}" for row in ROWS}
     for name, values in found.items():
@@ -173,9 +175,15 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             *(_cell(values["seconds"].get(engine), 1.0, ".2f", "s") for engine in ("pytorch", "onnx")),
             *(_cell(values["bytes"].get(file), 1e6, ".0f", "MB") for file in ("model.safetensors", "model.onnx")),
             scores.get(PAPER.get(name, ("", "", "")), ""),
+            licences(name),
         ]
         text += f"| {' | '.join(cells)} |\n"
     return text
+
+
+def licences(name: str) -> str:
+    """The licence of an architecture's code, and of the weights that the authors have put out, if they have."""
+    return "Apache-2.0" + ("; not stated" if name in PAPER or name in BACKBONES else "")
 
 
 def _cell(value: float | None, scale: float, form: str, unit: str) -> str:

@@ -19,7 +19,7 @@ APART = -100.0
 """Added to the logits of two tokens that only the shift brought into one window, as the paper's code does."""
 
 FEW_FILLED_UP = 1.05
-"""Places to tokens."""
+"""Up to so many places of windows for every token, few are filled up."""
 
 KEPT_PLANS = 8
 """Input sizes whose plans are kept; more are computed anew."""

@@ -21,6 +21,7 @@ TILE = 4
 """Side of the input's tiles; they overlap by two, and each gives 2x2 outputs."""
 
 PRODUCTS = TILE * TILE
+"""Of an input and an output channel, for every tile."""
 
 FEWEST_CHANNELS = 128
 """Of input and output."""
