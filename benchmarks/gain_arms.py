@@ -88,7 +88,7 @@ def _maps(method: str) -> str:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("agbp", _AGBP + "{pool} --maps {maps}"),
+        Stage("agbp", _AGBP + "{pool} --maps {maps} --sampling balanced"),
         Stage(
             "agdp",
             f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_n "

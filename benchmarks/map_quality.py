@@ -59,6 +59,10 @@ def _resnet50(data: str) -> Row:
     return Row(data, "auto", label="auto, ResNet-50 of ImageNet", encoder="resnet50")
 
 
+def _square(data: str) -> Row:
+    return Row(data, "auto", 224, ("--aspect", "square"), "auto, images squashed onto a square")
+
+
 ROWS = (
     *(Row("neu_det", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
     _resnet50("neu_det"),
@@ -66,9 +70,11 @@ ROWS = (
     Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "32"), "memory, 32 normal"),
     Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "32", "--layers", "6"), "the same, block 6 only"),
     Row("kolektorsdd", "memory", 224, ("--normal", "all", "--shots", "128", "--layers", "6"), "128 normal, block 6"),
+    _square("kolektorsdd"),
     _resnet50("kolektorsdd"),
     *(Row("magnetic_tile", method) for method in ("own", "gaussian", "mutual", "consensus", "auto")),
     *(Row("magnetic_tile", "memory", 224, (*_FREE, k), f"memory, {k} normal") for k in ("4", "256")),
+    _square("magnetic_tile"),
     _resnet50("magnetic_tile"),
 )
 

@@ -22,6 +22,9 @@ class Made(Encoder):
         super().__init__(grid, (0.5,) * 3, (0.5,) * 3)
         self.name, self.sha256, self.depth, self.grid = "made", "0" * 64, layers, (grid, grid)
 
+    def reshape(self) -> None:
+        self.grid = self.shape
+
     def features(self, batch: Tensor, layers: Sequence[int]) -> list[Tensor]:
         parts = batch.flatten(2).transpose(1, 2).chunk(self.depth, dim=-1)
         return [torch.nn.functional.normalize(parts[layer - 1].float(), dim=-1) for layer in layers]

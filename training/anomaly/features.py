@@ -89,8 +89,12 @@ class FeatureMethod(AnomalyMethod):
         self.encoder.to(device)
         self.device = device
 
+    def fit(self, aspect: float) -> None:
+        """Gives the encoder's input the proportions of the images."""
+        self.encoder.fit(aspect)
+
     def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
-        """The image squashed onto the encoder's square input."""
+        """The image resized to the encoder's input."""
         return self.encoder.preprocess(image)
 
     def note_precision(self) -> None:
@@ -103,7 +107,7 @@ class FeatureMethod(AnomalyMethod):
         """Features of a batch, on the method's device.
 
         Args:
-            batch: float32 (B, 3, S, S).
+            batch: float32 (B, 3, H, W).
             layers: left out, the method's.
         """
         self.note_precision()
@@ -152,6 +156,7 @@ class FeatureMethod(AnomalyMethod):
             "encoder": self.encoder.name,
             "weights_sha256": self.encoder.sha256,
             "size": self.encoder.size,
+            **({} if self.encoder.square else {"aspect": "keep"}),
             "layers": list(self.layers),
             "seed": self.seed,
         }
@@ -172,4 +177,5 @@ def draw(total: int, count: int, seed: int) -> list[int]:
 
 def encoder_of(options: MapSettings) -> Encoder:
     """The encoder that the options name."""
-    return load_encoder(options.encoder, options.encoder_weights, size=options.size)
+    square = options.aspect == "square"
+    return load_encoder(options.encoder, options.encoder_weights, size=options.size, square=square)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Map = NDArray[np.float32]
 
@@ -26,6 +30,13 @@ def enlarge(values: Map, size: tuple[int, int]) -> Map:
     columns = _weights(values.shape[1], size[1])
     large: Map = rows @ (np.asarray(values, np.float32) @ columns.T)
     return np.clip(large, values.min(), values.max(), out=large)  # rounding may leave the range by an ulp
+
+
+def enlarge_all(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The same for maps (B, gh, gw) onto a finer grid, as (B, *grid)."""
+    import torch.nn.functional as F
+
+    return F.interpolate(maps[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
 
 @lru_cache(maxsize=64)

@@ -26,10 +26,11 @@ from ..data.progress import progress
 from ..data.unlabelled import read_images, sources
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads, settle_workers
 from .combine import combine
+from .grid import enlarge_all
 from .layout import UNREADABLE, WAITING, read_store_file
 from .methods import build_method, method_names
 from .normal import normal_images, normal_settings
-from .preparing import Group, Preparation, group_images, wait_for
+from .preparing import Group, Preparation, group_images, mean_aspect, wait_for
 from .reading import Tolerance, gray_input, read_batches
 from .settings import MapSettings
 from .store import MapStore
@@ -163,6 +164,7 @@ class _Part:
         preparation = Preparation(
             method,
             groups if len(groups) > 1 else group_images([""] * len(looked_at), apart=False),
+            [mean_aspect(self.images, group.rows) for group in groups],
             looked_at,
             self.out,
             described,
@@ -178,9 +180,7 @@ class _Part:
             wait_for(lambda: read_store_file(self.out) is not None)
             writer = join()
         elif writer.grid is None:
-            preparation.load(0)
-            maps, _ = self._maps(method, gray_input(method.preprocess)[None])
-            writer.create((maps.shape[1], maps.shape[2]))
+            writer.create(self._grid(method, len(groups), preparation))
         start = time.monotonic()
         notes = list[str]()
         made = self._make(method, writer, groups, preparation, notes)
@@ -196,6 +196,18 @@ class _Part:
             )
         seconds = time.monotonic() - start
         return Outcome(writer.finish(notes), self.images, missing - lost, seconds, tuple(notes))
+
+    def _grid(self, method: AnomalyMethod, groups: int, preparation: Preparation) -> tuple[int, int]:
+        """Rows and columns of the store: along each axis as many as the finest maps of any group have."""
+        grids = dict[tuple[int, ...], tuple[int, int]]()
+        for place in range(groups):
+            preparation.fit(place)
+            gray = gray_input(method.preprocess)
+            if gray.shape not in grids:
+                preparation.load(place)
+                maps, _ = self._maps(method, gray[None])
+                grids[gray.shape] = (maps.shape[1], maps.shape[2])
+        return max(rows for rows, _ in grids.values()), max(columns for _, columns in grids.values())
 
     def _make(
         self,
@@ -220,6 +232,8 @@ class _Part:
                         writer.mark_unreadable(list(read.unreadable))
                     if read.inputs is not None:
                         maps, scores = self._maps(method, read.inputs)
+                        if maps.shape[1:] != writer.grid and writer.grid is not None:
+                            maps = enlarge_all(maps.float(), writer.grid)
                         writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
                     yield from read.indices
 

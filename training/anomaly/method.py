@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset
 
 Loader = Callable[[Sequence[int]], Iterator["Tensor"]]
-"""Indices of images -> their preprocessed tensors in that order, in batches float32 (B, 3, S, S) on the CPU."""
+"""Indices of images -> their preprocessed tensors in that order, in batches float32 (B, 3, H, W) on the CPU."""
 
 
 class AnomalyMethod(abc.ABC):
     """Images in, anomaly maps out.
 
-    The driver calls, in this order: :meth:`to`; :meth:`prepare` once, in one process, or :meth:`load_state` with what
-    that process learnt; then :meth:`maps` for batch after batch. What looks at the ``"images"`` does so for each data
-    set of a pool by itself: several times :meth:`prepare`, then for one data set after the other :meth:`load_state` and
-    the maps. :meth:`preprocess` runs in several threads at once.
+    The driver calls, in this order: :meth:`to`; :meth:`fit`; :meth:`prepare` once, in one process, or
+    :meth:`load_state` with what that process learnt; then :meth:`maps` for batch after batch. What looks at the
+    ``"images"`` does so for each data set of a pool by itself: several times :meth:`fit` and :meth:`prepare`, then for
+    one data set after the other :meth:`fit`, :meth:`load_state` and the maps. :meth:`preprocess` runs in several
+    threads at once.
     Maps are in the order of the pixels, row 0 on top, and high where something is unusual. An image of one constant
     colour has a finite map.
 
@@ -43,6 +44,13 @@ class AnomalyMethod(abc.ABC):
     def to(self, device: torch.device) -> None:
         """Moves the networks and all that was learnt to a device."""
 
+    def fit(self, aspect: float) -> None:  # noqa: B027  (optional)
+        """Gives the input a shape that suits the images which come next; what was learnt before is void.
+
+        Args:
+            aspect: height / width of these images, their geometric mean.
+        """
+
     @abc.abstractmethod
     def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
         """The network's input for an image. Pure and thread-safe.
@@ -51,7 +59,7 @@ class AnomalyMethod(abc.ABC):
             image: uint8 (height, width, 3), RGB.
 
         Returns:
-            float32 (3, S, S) on the CPU, the same S for every image.
+            float32 (3, H, W) on the CPU, the same for every image until the next :meth:`fit`.
         """
 
     @abc.abstractmethod
@@ -59,11 +67,11 @@ class AnomalyMethod(abc.ABC):
         """Anomaly maps of a batch.
 
         Args:
-            batch: float32 (B, 3, S, S) on the method's device.
+            batch: float32 (B, 3, H, W) on the method's device.
 
         Returns:
-            Maps float32 (B, gh, gw), with a grid that is the same for every batch, and image scores float32 (B,). All
-            finite. They depend on the image alone, not on the others of the batch.
+            Maps float32 (B, gh, gw), with a grid that is the same for every batch until the next :meth:`fit`, and image
+            scores float32 (B,). All finite. They depend on the image alone, not on the others of the batch.
         """
 
     @abc.abstractmethod

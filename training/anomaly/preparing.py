@@ -61,12 +61,20 @@ def group_images(sources: Sequence[str], *, apart: bool) -> list[Group]:
     return [Group(name, np.flatnonzero(numbers == number)) for number, name in enumerate(names)]
 
 
+def mean_aspect(images: Dataset, rows: NDArray[np.int64]) -> float:
+    """Height / width of some images, their geometric mean; 1 where no size is known."""
+    known = [images[row] for row in rows.tolist()]
+    ratios = [record.height / record.width for record in known if record.height > 0 and record.width > 0]
+    return float(np.exp(np.log(ratios).mean())) if ratios else 1.0
+
+
 class Preparation:
     """Lets a method look at each group once, in one of several processes.
 
     Args:
         method: on its device.
         groups: of ``images``.
+        aspects: height / width of the images of each group, on average.
         images: what the method looks at.
         folder: of the store.
         described: all that defines the result.
@@ -82,6 +90,7 @@ class Preparation:
         self,
         method: AnomalyMethod,
         groups: Sequence[Group],
+        aspects: Sequence[float],
         images: Dataset,
         folder: Path,
         described: dict[str, Any],
@@ -94,6 +103,7 @@ class Preparation:
         computing: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         self.method, self.groups, self.images, self.folder = method, groups, images, folder
+        self._aspects = aspects
         self._described, self._processes, self._rank = described, processes, rank
         self._batch, self._workers, self._tolerance, self._computing = batch, workers, tolerance, computing
         self._held = -1
@@ -110,17 +120,23 @@ class Preparation:
         if self.method.prepares_on == "nothing":
             return
         tolerance = Tolerance(self.images, self._tolerance)
-        load = make_loader(self.images, self.method.preprocess, self._batch, self._workers, tolerance)
         for place in range(self._rank, len(self.groups), self._processes):
             if _digest_of(self._file(place)) != self._digest(place):
+                self.fit(place)
+                load = make_loader(self.images, self.method.preprocess, self._batch, self._workers, tolerance)
                 self._learn(place, load)
 
+    def fit(self, place: int) -> None:
+        """Gives the method's input the proportions of a group's images."""
+        self.method.fit(self._aspects[place])
+
     def load(self, place: int) -> tuple[str, ...]:
-        """Gives the method what was learnt of a group; waits for the process that learns it.
+        """Gives the method the shape and what was learnt of a group; waits for the process that learns it.
 
         Returns:
             What the method says of it.
         """
+        self.fit(place)
         if self._held != place and self.method.prepares_on != "nothing":
             from safetensors.torch import load_file
 
@@ -167,7 +183,10 @@ class Preparation:
         """What the file of a group belongs to: these settings, and these images."""
         if place not in self._digests:
             name, images = self.groups[place].name, self._images_of(place)
-            of = [self._described, *([name] if name else []), fingerprint(describe_images(images, [""] * len(images)))]
+            # What was learnt has the shape of the images that get maps, which are not always those looked at.
+            aspect = round(self._aspects[place], 6)
+            known = fingerprint(describe_images(images, [""] * len(images)))
+            of = [self._described, *([name] if name else []), aspect, known]
             self._digests[place] = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         return self._digests[place]
 

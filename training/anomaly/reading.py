@@ -27,7 +27,7 @@ class Read:
 
     Attributes:
         indices: of the images in ``inputs``.
-        inputs: float32 (B, 3, S, S); ``None`` where none could be read.
+        inputs: float32 (B, 3, H, W); ``None`` where none could be read.
         unreadable: index -> why not.
     """
 
@@ -119,7 +119,7 @@ class Tolerance:
 
 
 def gray_input(preprocess: Preprocess) -> Tensor:
-    """The network's input (3, S, S) for an even gray image, from which the size of all inputs is known."""
+    """The network's input (3, H, W) for an even gray image, from which the size of all inputs is known."""
     return preprocess(np.full((64, 64, 3), 128, np.uint8))
 
 

@@ -46,6 +46,11 @@ class MapSettings:
     encoder: str = setting("", "network: a timm or open_clip name, or a backbone of the zoo; left out: the method's")
     encoder_weights: str = setting("", "file of its weights; left out: those that are known by the encoder's name")
     size: int = setting(0, "side of the network's input; 0: the method's")
+    aspect: Literal["keep", "square"] = setting(
+        "keep",
+        "keep: the input has the mean proportions of each data set's images, and about as many pixels as a square of "
+        "that size; square: images are squashed onto it (kead always does that)",
+    )
     layers: tuple[int, ...] = setting((), "layers whose features are compared, from 1; left out: the method's")
     object: str = setting("", "kead: what the images show, a name of `agssp-zoo prompts list` or a .toml file")
     precision: Literal["auto", "no", "bf16", "fp16"] = setting(
