@@ -298,7 +298,7 @@ def _load_vit(name: str, weights: str, size: int) -> VitEncoder:
     file = None if weights in ("", NO_WEIGHTS) else Path(weights).expanduser()
     state = {} if file is None else _read_weights(file, name)
     # As it was trained, where that is known: what was learnt of places is then resized only once.
-    trained = {} if download else {"img_size": _trained_size(state, step) or size}
+    trained: dict[str, Any] = {} if download else {"img_size": _trained_size(state, step) or size}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
