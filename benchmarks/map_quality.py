@@ -76,13 +76,17 @@ ROWS = (
     *(Row("magnetic_tile", "memory", 224, (*_FREE, k), f"memory, {k} normal") for k in ("4", "256")),
     _square("magnetic_tile"),
     _resnet50("magnetic_tile"),
+    Row("bsdata", "auto"),
+    _square("bsdata"),
 )
 
 
 def main() -> int:
     """Runs what is missing and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with neu_det, magnetic_tile, kolektorsdd")
+    parser.add_argument(
+        "--data", type=Path, required=True, help=f"folder with {', '.join(dict.fromkeys(row.data for row in ROWS))}"
+    )
     parser.add_argument("--encoder-weights", required=True, help="ViT-S/14 in DINOv2's layout")
     parser.add_argument("--resnet50", help="model folder of that backbone, for its rows")
     parser.add_argument("--out", type=Path, default=Path("runs/maps"))

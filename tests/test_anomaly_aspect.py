@@ -191,3 +191,12 @@ def test_a_run_that_goes_on_has_the_same_shapes(tmp_path: Path, pool: Path, monk
         make(pool, tmp_path / "out")
     again = make(pool, tmp_path / "out")
     assert again.grid == whole.grid and (np.asarray(again.maps) == np.asarray(whole.maps)).all()
+
+
+def test_two_methods_of_other_shapes_make_one_grid(tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "gray", "anomaly_method")  # of 4x4 cells, whatever the images are
+    both = make(pool / "strip", tmp_path / "out", method="gray+shaped")
+    assert both.grid == (4, 8)
+    for key in both.keys:
+        row, column = np.unravel_index(int(both.map(key).argmax()), both.grid)
+        assert abs((column + 0.5) / 8 - 0.75) <= 0.125 and abs((row + 0.5) / 4 - 0.75) <= 0.25

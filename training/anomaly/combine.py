@@ -23,8 +23,9 @@ def combine(stores: Sequence[MapStore], out: str | os.PathLike[str], images: Dat
     """The mean of several stores, each on a scale of its own before.
 
     Maps and image scores are put on the scale of :mod:`.rescale`, data set by data set, so that each store has the
-    same say; nothing is clipped, so that the order of the highest values stays. Maps of a coarser grid are enlarged to
-    the finest. Probabilities are rescaled too. An interrupted combining goes on when it is called again.
+    same say; nothing is clipped, so that the order of the highest values stays. Maps are enlarged to as many rows and
+    columns as the finest have. Probabilities are rescaled too. An interrupted combining goes on when it is called
+    again.
 
     Args:
         stores: at least two.
@@ -51,7 +52,7 @@ def combine(stores: Sequence[MapStore], out: str | os.PathLike[str], images: Dat
         "parts": [store.settings for store in stores],
     }
     writer = MapWriter(out, images, settings, bounded=False, sources=sources)
-    grid = max((store.grid for store in stores), key=lambda grid: grid[0] * grid[1])
+    grid = (max(store.grid[0] for store in stores), max(store.grid[1] for store in stores))
     if writer.grid is None:
         writer.create(grid)
     waiting = writer.todo
