@@ -76,6 +76,11 @@ _AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images "
 _STUDY = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --task none --images "
 
 
+def _agdp(backbone: str) -> str:
+    how = f"--model yolov8_n --backbone-weights {{out}}/{backbone}/last --size 224 --optimizer adamw"
+    return f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} {how}"
+
+
 def _on_neu_det(maps: str) -> str:
     return f"{_STUDY}{{data}}/neu_det --maps {{out}}/maps_{maps} --epochs {STUDY_EPOCHS['neu_det']}"
 
@@ -88,13 +93,10 @@ def _maps(method: str) -> str:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("agbp", _AGBP + "{pool} --maps {maps} --sampling balanced"),
-        Stage(
-            "agdp",
-            f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_n "
-            "--backbone-weights {out}/agbp/last --size 224 --optimizer adamw",
-            after="agbp",
-        ),
+        Stage("agbp", _AGBP + "{pool} --maps {maps}"),
+        Stage("agdp", _agdp("agbp"), after="agbp"),
+        Stage("balanced_agbp", _AGBP + "{pool} --maps {maps} --sampling balanced"),
+        Stage("balanced_agdp", _agdp("balanced_agbp"), after="balanced_agbp"),
         Stage(
             "resnet50_imagenet", "--weights {imagenet} --options v1_strides=true", module="benchmarks.backbone_folder"
         ),
@@ -136,6 +138,13 @@ ARMS = {
         Arm("random", "random weights", "--model yolov8_n --weights none"),
         Arm("agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/agbp/last", "agbp"),
         Arm("agssp", "AGBP and AGDP (AGSSP)", "--model {out}/agdp/last", "agdp"),
+        Arm(
+            "balanced_agbp",
+            "AGBP",
+            "--model yolov8_n --weights none --backbone-weights {out}/balanced_agbp/last",
+            "balanced_agbp",
+        ),
+        Arm("balanced_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/balanced_agdp/last", "balanced_agdp"),
         Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),
         *(
             Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
@@ -154,6 +163,7 @@ ARMS = {
 }  # fmt: skip
 TABLES = {
     "yolov8_n": ("random", "agbp", "agssp"),
+    "balanced": ("random", "balanced_agbp", "balanced_agssp"),
     "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
     "studies": ("random", *(f"study_{name}" for name in STUDIES)),
 }
