@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agssp_zoo.errors import ExportError
 from agssp_zoo.models import Backbone, DetectorModule, ZooModule
 
+from .coarse_first import coarse_first
 from .halves import halves_apart
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def trace(module: ZooModule, *, raw: bool, opset: int) -> onnx.ModelProto:
         examples.append(torch.tensor([[height, width]] * 2))
         axes.append({0: batch})
     names = output_names(module, raw=raw)
-    with _quiet(), halves_apart(module):
+    with _quiet(), coarse_first(module), halves_apart(module):
         try:
             program = torch.onnx.export(
                 FromImages(module, raw=raw).eval(),

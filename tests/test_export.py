@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from agssp_zoo.config import ModelConfig, Postprocess  # noqa: E402
 from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
 from agssp_zoo.export import export_onnx  # noqa: E402
 from agssp_zoo.export.candidates import add_outputs, distributions  # noqa: E402
+from agssp_zoo.export.coarse_first import coarse_first  # noqa: E402
 from agssp_zoo.export.exporter import _with_selection  # noqa: E402
 from agssp_zoo.export.halves import halves_apart  # noqa: E402
 from agssp_zoo.export.selection import FIRST_CANDIDATES, selection_model  # noqa: E402
@@ -312,12 +314,16 @@ def test_the_file_decodes_no_more_than_its_candidates(exported):
     assert [node.op_type for node in loop.attribute[0].g.node].count("Exp") == 1
 
 
-def test_halves_made_apart_are_the_same(detector, exported):
+@pytest.mark.parametrize("contexts", [(halves_apart,), (coarse_first,), (coarse_first, halves_apart)])
+def test_the_same_sums_by_other_convolutions(detector, exported, contexts):
     names = list(detector.state_dict())
     images = detector.normalize(torch.from_numpy(pixels(2, 64, 96)))
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
         whole = detector(images)
-        with halves_apart(detector):
+        with stack:
+            for context in contexts:
+                stack.enter_context(context(detector))
+            assert list(detector.state_dict()) != names
             apart = detector(images)
     assert list(detector.state_dict()) == names, "as it was"
     for one, other in zip(whole, apart, strict=True):
@@ -325,7 +331,13 @@ def test_halves_made_apart_are_the_same(detector, exported):
             np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
     graph = onnx.load(exported[0] / "model.onnx").graph
     kinds = [node.op_type for node in graph.node]
-    assert kinds.count("Conv") == 63 + 8 and not {"Split", "Slice"} & set(kinds)
+    # Eight CSP layers make two halves; two of them, on the way down the pyramid, each of two maps.
+    assert kinds.count("Conv") == 63 + 8 + 4 and not {"Split", "Slice"} & set(kinds)
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node}
+    enlarged = [made_by[node.input[0]] for node in graph.node if node.op_type == "Resize"]
+    # From 256 and 128 channels to two halves; not 256 and 128 as they are.
+    assert [weights[node.input[1]][:2] for node in enlarged] == [[64, 256], [64, 256], [32, 128], [32, 128]]
 
 
 def test_boxes_of_all_places_can_still_be_had(exported, detector):

@@ -7,6 +7,8 @@ pooling of He et al. (arXiv 1406.4729).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +71,11 @@ class CSPLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
         first = self.conv_in(x)
-        maps = list(first if isinstance(first, tuple) else first.chunk(2, dim=1))  # a tuple: an exporter's own layer
+        return self.fuse(first if isinstance(first, tuple) else first.chunk(2, dim=1))  # a tuple: an exporter's layer
+
+    def fuse(self, halves: Sequence[Tensor]) -> Tensor:
+        """Both halves of what the first convolution makes, each (B, out / 2, H, W) -> (B, out, H, W)."""
+        maps = list(halves)
         for bottleneck in self.bottlenecks:
             maps.append(bottleneck(maps[-1]))
         out: Tensor = self.conv_out(torch.cat(maps, dim=1))

@@ -15,6 +15,26 @@ from torch.nn import functional as F
 from agssp_zoo.models.layers import ConvNormAct, CSPLayer
 
 
+class TopDownLayer(CSPLayer):
+    """A CSP layer that reads a map and the one of twice its stride, brought to the same size.
+
+    Args:
+        coarse_channels: of the map of twice the stride.
+        lateral_channels: of the other.
+        out_channels: of what is made of them.
+        num_bottlenecks: as of a CSP layer.
+    """
+
+    def __init__(self, coarse_channels: int, lateral_channels: int, out_channels: int, num_bottlenecks: int) -> None:
+        super().__init__(coarse_channels + lateral_channels, out_channels, num_bottlenecks, shortcut=False)
+        self.coarse_channels = coarse_channels
+
+    def forward(self, coarse: Tensor, lateral: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, coarse, H / 2, W / 2) and (B, lateral, H, W) -> (B, out, H, W)."""
+        upsampled = F.interpolate(coarse, scale_factor=2.0, mode="nearest")
+        return super().forward(torch.cat([upsampled, lateral], dim=1))
+
+
 class PAFPN(nn.Module):
     """Fuses maps of neighbouring strides; the output has the input's sides.
 
@@ -34,7 +54,7 @@ class PAFPN(nn.Module):
         rising = [*self.channels[:-1], in_channels[-1]]
         pairs = list(zip(self.channels[:-1], self.channels[1:], strict=True))
         self.top_down = nn.ModuleList(
-            CSPLayer(rising[level + 1] + in_channels[level], fine, num_bottlenecks, shortcut=False)
+            TopDownLayer(rising[level + 1], in_channels[level], fine, num_bottlenecks)
             for level, fine in reversed(list(enumerate(self.channels[:-1])))
         )
         self.downsample = nn.ModuleList(ConvNormAct(fine, fine, 3, 2) for fine, _ in pairs)
@@ -47,8 +67,7 @@ class PAFPN(nn.Module):
         """[(B, in_i, h_i, w_i)], finest first, each side twice the next one's -> [(B, C_i, h_i, w_i)]."""
         rising = [maps[-1]]
         for layer, lateral in zip(self.top_down, reversed(maps[:-1]), strict=True):
-            upsampled = F.interpolate(rising[-1], scale_factor=2.0, mode="nearest")
-            rising.append(layer(torch.cat([upsampled, lateral], dim=1)))
+            rising.append(layer(rising[-1], lateral))
         rising.reverse()
         out = [rising[0]]
         for downsample, layer, lateral in zip(self.downsample, self.bottom_up, rising[1:], strict=True):
