@@ -136,8 +136,9 @@ def after_the_head(model: Any) -> Any:
     """The part of a detector's graph behind its last convolutions, whose outputs become inputs."""
     import onnx
 
-    activated = {name for node in model.graph.node if node.op_type == "Sigmoid" for name in node.input}
-    heads = [n.output[0] for n in model.graph.node if n.op_type == "Conv" and n.output[0] not in activated]
+    # Activated, or in the neck enlarged and added.
+    inner = {name for node in model.graph.node if node.op_type in ("Sigmoid", "Resize", "Add") for name in node.input}
+    heads = [n.output[0] for n in model.graph.node if n.op_type == "Conv" and n.output[0] not in inner]
     heads = [name for name in heads if "/dfl/" not in name]  # another package decodes by a convolution
     wanted = {output.name for output in model.graph.output}
     kept = []
