@@ -8,7 +8,6 @@ time, it may be computed before its map is enlarged.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +16,17 @@ from torch.nn import functional as F
 from agssp_zoo.models.layers import ConvNormAct
 from agssp_zoo.models.necks.pafpn import PAFPN, TopDownLayer
 
+from .replacing import replaced
 
-@contextlib.contextmanager
-def coarse_first(module: nn.Module) -> Iterator[None]:
+
+def coarse_first(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Lets the necks of a module convolve maps before they are enlarged, as long as the context lasts.
 
     Args:
         module: in evaluation mode. Its answers stay the same up to rounding.
     """
     necks = [neck for neck in module.modules() if isinstance(neck, PAFPN)]
-    whole = [neck.top_down for neck in necks]
-    try:
-        for neck in necks:
-            neck.top_down = nn.ModuleList(_CoarseFirst(layer) for layer in neck.top_down)
-        yield
-    finally:
-        for neck, layers in zip(necks, whole, strict=True):
-            neck.top_down = layers
+    return replaced(necks, "top_down", lambda layers: nn.ModuleList(_CoarseFirst(layer) for layer in layers))
 
 
 class _CoarseFirst(nn.Module):

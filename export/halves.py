@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from agssp_zoo.models.layers import ConvNormAct, CSPLayer
 
+from .replacing import replaced
 
-@contextlib.contextmanager
-def halves_apart(module: nn.Module) -> Iterator[None]:
+
+def halves_apart(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Lets the CSP layers of a module make their halves apart, as long as the context lasts; its answers stay.
 
     Args:
         module: in evaluation mode.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, CSPLayer)]
-    whole = [layer.conv_in for layer in layers]
-    try:
-        for layer in layers:
-            layer.conv_in = _Halves(layer.conv_in)
-        yield
-    finally:
-        for layer, conv_in in zip(layers, whole, strict=False):
-            layer.conv_in = conv_in
+    return replaced([layer for layer in module.modules() if isinstance(layer, CSPLayer)], "conv_in", _Halves)
 
 
 class _Halves(nn.Module):
