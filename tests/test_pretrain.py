@@ -197,6 +197,22 @@ def test_workers_and_caches_do_not_change_the_result(drawn: Drawn, tmp_path: Pat
     assert one == two
 
 
+def test_pictures_show_images_in_their_proportions(drawn: Drawn, tmp_path: Path) -> None:
+    shapes = {}
+    for aspect in ("keep", "square"):
+        run = tmp_path / aspect
+        pretrain_backbone(
+            out=str(run), **{**drawn.settings, "epochs": 1, "pictures": 2, "size": 128, "resize": 128, "aspect": aspect}
+        )
+        assert (run / "activations.png").stat().st_size > 10_000
+        with np.load(run / "activations.npz") as stored:
+            shapes[aspect] = {name: stored[name].shape for name in stored.files}
+    # 64 x 64 and 64 x 128 images; the stages' strides are 16 and 32.
+    long = {"stage3.1": (6, 12), "stage4.1": (3, 6)}
+    assert shapes["keep"] == {"stage3.0": (8, 8), "stage4.0": (4, 4), **long}
+    assert shapes["square"] == {f"stage{n}.{row}": (side, side) for n, side in ((3, 8), (4, 4)) for row in (0, 1)}
+
+
 def test_frozen_stages_keep_weights_and_statistics(drawn: Drawn, tmp_path: Path) -> None:
     start = random_model(tmp_path / "start")
     settings = {**drawn.settings, "weights": str(start), "freeze": 2, "epochs": 1, "ema_decay": 0.5}

@@ -15,7 +15,7 @@ from agssp_zoo.training.loader import BatchPlan, load_batches  # noqa: E402
 from agssp_zoo.training.pretrain.pool import ImageCache, PoolSamples, pool_order, read_pool, stack_views  # noqa: E402
 from agssp_zoo.training.pretrain.schedule import learning_rate  # noqa: E402
 from agssp_zoo.training.pretrain.settings import PretrainSettings  # noqa: E402
-from agssp_zoo.training.pretrain.views import Window, crop_image, crop_map, draw_view, draw_window  # noqa: E402
+from agssp_zoo.training.pretrain.views import Window, crop_map, draw_view, draw_window  # noqa: E402
 
 DARK = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
@@ -34,7 +34,7 @@ def test_the_map_follows_the_image() -> None:
     seen = set()
     for seed in range(20):
         view = draw_view(np.random.default_rng(seed), image, grid, settings(**DARK))
-        window = draw_window(np.random.default_rng(seed), settings(**DARK))
+        window = draw_window(np.random.default_rng(seed), settings(**DARK), (480, 480))
         seen.add((window.flip_lr, window.flip_ud))
         assert view.image.shape == (64, 64, 3) and view.map.shape == (16, 16) and view.map.dtype == np.float32
         # A cell's value is that of the pixels around its centre.
@@ -51,17 +51,59 @@ def test_the_whole_map_is_resized_as_torch_does() -> None:
     np.testing.assert_allclose(mirrored, expected.numpy()[::-1, ::-1], atol=1e-6)
 
 
-def test_windows_are_squares_of_all_sizes_everywhere() -> None:
+@pytest.mark.parametrize("aspect", ["keep", "square"])
+def test_windows_are_squares_of_all_sizes_everywhere(aspect: str) -> None:
     rng = np.random.default_rng(2)
-    windows = [draw_window(rng, PretrainSettings()) for _ in range(400)]
+    windows = [draw_window(rng, PretrainSettings(aspect=aspect), (200, 200)) for _ in range(400)]
     sides = np.array([w.width for w in windows])
     assert all(w.width == w.height for w in windows)
     assert sides.min() == pytest.approx(224 / 1024, rel=0.05) and sides.max() == pytest.approx(224 / 256, rel=0.05)
     assert all(w.left >= 0 and w.left + w.width <= 1 + 1e-9 for w in windows)
     free = np.array([w.left / (1 - w.width) for w in windows])
     assert free.min() < 0.02 and free.max() > 0.98
-    image = np.zeros((50, 200, 3), np.uint8)
-    assert all(crop_image(image, w, 32).shape == (32, 32, 3) for w in windows[:20])  # the ratio is not kept
+
+
+def test_a_square_image_gives_the_same_windows_either_way() -> None:
+    kept, squashed = (
+        [draw_window(np.random.default_rng(s), PretrainSettings(aspect=aspect), (200, 200)) for s in range(50)]
+        for aspect in ("keep", "square")
+    )
+    assert kept == squashed
+
+
+def test_windows_of_long_images_are_square_in_pixels() -> None:
+    rng, given = np.random.default_rng(2), PretrainSettings(aspect="keep")
+    for height, width in ((50, 200), (400, 128), (7, 3000)):
+        windows = [draw_window(rng, given, (height, width)) for _ in range(300)]
+        sides = np.array([[w.height * height, w.width * width] for w in windows])
+        np.testing.assert_allclose(sides[:, 0], sides[:, 1], rtol=1e-9)
+        assert sides.max() <= min(height, width) * (1 + 1e-9)
+        # As many pixels of the image as a squashed one gives, where the image has them: at twice 512 px.
+        least = 224 / 1024 * (height * width) ** 0.5
+        assert sides.min() == pytest.approx(min(least, height, width), rel=0.03)
+        along, longest = (0, height) if height > width else (1, width)
+        starts = np.array([(w.top, w.left)[along] for w in windows])
+        assert all(
+            s >= 0 and s + c / longest <= 1 + 0.5 / longest for s, c in zip(starts, sides[:, along], strict=True)
+        )
+        assert starts.min() < 0.03 and (starts + sides[:, along] / longest).max() > 0.97
+
+
+def test_squares_stay_squares_in_views_of_long_images() -> None:
+    """A disc of light on a long image, which is its own map: round in every view that keeps proportions, else not."""
+    y, x = np.mgrid[:96, :288]
+    disc = ((y - 48) ** 2 + (x - 144) ** 2 < 30**2).astype(np.uint8) * 255
+    grid = disc.reshape(24, 4, 72, 4).mean((1, 3)).astype(np.float32) / 255
+    for aspect, ratio in (("keep", 1.0), ("square", 3.0)):
+        given = settings(**DARK, aspect=aspect, resize=64, scale_min=1.0, scale_max=1.01)
+        views = [draw_view(np.random.default_rng(seed), disc, grid, given) for seed in range(200)]
+        edges = [np.concatenate([v.map[[0, -1]].ravel(), v.map[:, [0, -1]].ravel()]) for v in views]
+        whole = [v for v, edge in zip(views, edges, strict=True) if v.map.max() > 0.9 and not edge.any()]
+        assert len(whole) > 10
+        for view in whole:
+            for seen in (view.image[..., 0] > 127, view.map > 0.5):
+                tall, wide = (np.ptp(np.flatnonzero(seen.any(axis))) + 1 for axis in (1, 0))
+                assert tall / wide == pytest.approx(ratio, rel=0.2)  # cells of 4 pixels
 
 
 def test_gray_and_coloured_images_are_lit(tmp_path: Path) -> None:
@@ -94,8 +136,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_samples_depend_on_seed_epoch_and_place_alone(drawn: dict[str, object]) -> None:
     given = PretrainSettings(**{**drawn, "task": "mocov3"})
     pool = read_pool(given)
-    cache = ImageCache(pool.images, 96, 1 << 20)
-    first, again = PoolSamples(pool, cache, given), PoolSamples(pool, ImageCache(pool.images, 96, 0), given)
+    cache = ImageCache(pool.images, given, 1 << 20)
+    first, again = PoolSamples(pool, cache, given), PoolSamples(pool, ImageCache(pool.images, given, 0), given)
     for draw in ((0, 3), (1, 3), (1, 0), (0, 14)):  # the last one is beyond the epoch's end
         one, two = first[draw], again[draw]
         assert one.key == two.key and len(one.views) == 2
@@ -138,22 +180,31 @@ def test_natural_and_balanced_orders(drawn: dict[str, object]) -> None:
 def test_hidden_patches_are_as_many_as_asked_for(drawn: dict[str, object]) -> None:
     given = PretrainSettings(**{**drawn, "task": "simmim", "size": 128, "resize": 128, "mask_ratio": 0.6})
     pool = read_pool(given)
-    samples = PoolSamples(pool, ImageCache(pool.images, 128, 1 << 20), given)
+    samples = PoolSamples(pool, ImageCache(pool.images, given, 1 << 20), given)
     hidden = [samples[0, place].hidden for place in range(4)]
     assert all(h.shape == (4, 4) and h.sum() == 10 for h in hidden)
     assert len({h.tobytes() for h in hidden}) > 1
 
 
 def test_gray_images_are_kept_with_one_channel_and_large_ones_smaller(drawn: dict[str, object]) -> None:
-    pool = read_pool(PretrainSettings(**drawn))
-    cache = ImageCache(pool.images, 100, 1 << 20)
+    squashed = PretrainSettings(
+        **{**drawn, "aspect": "square", "size": 32, "resize": 50, "scale_min": 1, "scale_max": 2}
+    )
+    pool = read_pool(squashed)
+    cache = ImageCache(pool.images, squashed, 1 << 20)
     shapes = {pool.sources[i]: cache.load(i).shape for i in range(len(pool))}
     assert shapes["steel"] == (64, 64) and shapes["tile"] == (64, 100, 3)  # 128 wide on the disk
     size = sum(cache.load(i).nbytes for i in range(len(pool)))
-    small = ImageCache(pool.images, 100, size // 2)
+    small = ImageCache(pool.images, squashed, size // 2)
     kept = sum(image.nbytes for image in small._kept if image is not None)
     assert size // 4 < kept <= size // 2  # the rest is read when it is needed
     assert np.array_equal(small.load(len(pool) - 1), cache.load(len(pool) - 1))
+    # In proportion: as many pixels as the largest square, unless the shorter side has to be longer for a view.
+    for most, expected in ((80, (57, 113)), (64, (48, 96))):
+        size = 48 if most == 64 else 32
+        kept_so = dataclasses.replace(squashed, aspect="keep", resize=most // 2, size=size, scale_min=1.5)
+        cache = ImageCache(pool.images, kept_so, 1 << 20)
+        assert {cache.load(i).shape[:2] for i in range(len(pool)) if pool.sources[i] == "tile"} == {expected}
 
 
 def test_learning_rates_follow_their_schedules() -> None:

@@ -166,6 +166,9 @@ def test_what_is_left_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, precision in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr(devices, "_cpu_has_bf16", lambda answer=there: answer)
         assert settle_precision(settings) == precision
+        half = TrainSettings(data="d", device="cpu", precision="bf16")
+        with contextlib.nullcontext() if there else pytest.warns(UserWarning, match="bf16: this processor has no such"):
+            assert settle_precision(half) == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert settle_precision(settings) == "bf16"
     assert settle_precision(TrainSettings(data="d", precision="no")) == "no"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from agssp_zoo.errors import TrainingError
@@ -86,10 +87,20 @@ def device_kind(device: str) -> str:
 
 
 def settle_precision(settings: Compute) -> Precision:
-    """The precision that ``auto`` stands for on this machine; what `accelerate launch` was told comes first."""
+    """The precision that ``auto`` stands for on this machine; what `accelerate launch` was told comes first.
+
+    Warns of a precision that was asked for and that the processor emulates.
+    """
     import torch
 
     if settings.precision != "auto":
+        if settings.precision != "no" and is_main() and device_kind(settings.device) == "cpu" and not _cpu_has_bf16():
+            warnings.warn(
+                f"--precision {settings.precision}: this processor has no such arithmetic and emulates it, several "
+                "times slower than float32; give --precision no.",
+                UserWarning,
+                stacklevel=2,
+            )
         return settings.precision
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told == "bf16":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .views import Window, crop_image
 
 BEFORE = "activations.npz"
 PICTURE = "activations.png"
+STEP = 32
+"""Sides of the images that are measured are multiples of this: the largest stride of a backbone."""
 
 
 def choose_images(pool: Pool, count: int) -> list[int]:
@@ -46,16 +49,29 @@ class ActivationPictures:
         self.images: list[NDArray[np.uint8]] = []
         self.keys: list[str] = []
         for index in choose_images(pool, settings.pictures) if settings.pictures else ():
-            image = crop_image(cache.load(index), Window(), settings.size)
+            stored = cache.load(index)
+            image = crop_image(stored, Window(), self._shape(stored.shape[0], stored.shape[1]))
             self.images.append(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image)
             self.keys.append(pool.images[index].key)
+
+    def _shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is shown with: about ``size`` squared pixels, multiples of the strides."""
+        if self.settings.aspect == "square":
+            return self.settings.size, self.settings.size
+        ratio = math.sqrt(height / width)
+        down, across = (
+            max(round(side / STEP), 1) * STEP for side in (self.settings.size * ratio, self.settings.size / ratio)
+        )
+        return down, across
 
     def keep_before(self, backbone: Backbone) -> None:
         """Keeps the activations of the backbone that the run starts from, unless an earlier sitting has."""
         if not self.images or (self.folder / BEFORE).is_file():
             return
         temporary = self.folder / f".{BEFORE}.tmp"
-        maps: dict[str, Any] = dict(self._measure(backbone))
+        maps: dict[str, Any] = {
+            f"{name}.{row}": values for name, rows in self._measure(backbone).items() for row, values in enumerate(rows)
+        }
         with temporary.open("wb") as file:
             np.savez_compressed(file, **maps)
         temporary.replace(self.folder / BEFORE)
@@ -71,7 +87,7 @@ class ActivationPictures:
             return None
         after = self._measure(backbone)
         with np.load(self.folder / BEFORE) as stored:
-            before = {name: stored[name] for name in stored.files}
+            before = {name: [stored[f"{name}.{row}"] for row in range(len(self.images))] for name in after}
         columns = ["image", "anomaly map", *(f"{name} {when}" for name in after for when in ("before", "after"))]
         rows = len(self.images)
         figure = Figure(figsize=(1.7 * len(columns), 1.75 * rows + 0.3), layout="constrained")
@@ -81,8 +97,9 @@ class ActivationPictures:
             maps += [source[name][row] for name in after for source in (before, after)]
             axes[row][0].imshow(image)
             axes[row][0].set_ylabel(key[-24:], fontsize=6)
+            height, width = image.shape[:2]
             for axis, values in zip(axes[row][1:], maps, strict=True):
-                axis.imshow(values, cmap="inferno")
+                axis.imshow(values, cmap="inferno", extent=(0, width, height, 0))
         for axis, title in zip(axes[0], columns, strict=True):
             axis.set_title(title, fontsize=8)
         for axis in axes.flat:
@@ -94,8 +111,8 @@ class ActivationPictures:
         return self.folder / PICTURE
 
     @torch.no_grad()
-    def _measure(self, backbone: Backbone) -> dict[str, NDArray[np.float32]]:
-        """Squared activations of the tapped stages, each (images, H, W), the backbone running as it will be used."""
+    def _measure(self, backbone: Backbone) -> dict[str, list[NDArray[np.float32]]]:
+        """Squared activations of the tapped stages, (H, W) of each image, the backbone running as it will be used."""
         training, indices = backbone.training, backbone.out_indices
         backbone.eval()
         backbone.set_out_indices([number - 1 for number in self.settings.taps])
@@ -106,4 +123,4 @@ class ActivationPictures:
         names = [info.name for info in backbone.feature_info]
         backbone.set_out_indices(indices)
         backbone.train(training)
-        return {name: np.stack([maps[number] for maps in found]) for number, name in enumerate(names)}
+        return {name: [maps[number] for maps in found] for number, name in enumerate(names)}

@@ -122,17 +122,16 @@ class ImageCache:
 
     Args:
         images: the images.
-        largest: longest side in pixels that an image is kept with; larger ones are squeezed side by side, as views
-            make squares of them anyway.
+        settings: of the views; an image is kept no larger than the largest that they are cropped from.
         limit: bytes that may be kept; 0 reads every image when it is needed.
 
     Attributes:
         problems: one line for every image that could not be read while memory was filled.
     """
 
-    def __init__(self, images: Dataset, largest: int, limit: int) -> None:
+    def __init__(self, images: Dataset, settings: PretrainSettings, limit: int) -> None:
         self.images = images
-        self.largest = largest
+        self.settings = settings
         self._kept: list[NDArray[np.uint8] | None] = [None] * len(images)
         problems, left = [], limit
         for index, image in decode_until(self._read, range(len(images)), lambda i: i.nbytes, limit):
@@ -157,8 +156,9 @@ class ImageCache:
         if (image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all():
             image = np.ascontiguousarray(image[..., 0])
         height, width = image.shape[:2]
-        if max(height, width) > self.largest:
-            shape = (min(width, self.largest), min(height, self.largest))
+        most = self.settings.resized(height, width, self.settings.scale_max)
+        shape = (min(width, round(most[1])), min(height, round(most[0])))
+        if shape != (width, height):
             image = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
         return image
 

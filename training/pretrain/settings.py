@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,7 +66,12 @@ class PretrainSettings:
     moco_width: int = setting(1024, "width of mocov3's heads")
 
     size: int = setting(224, "side of the network's input")
-    resize: int = setting(512, "images are made squares of about this side, from which the input is cropped")
+    resize: int = setting(
+        512, "images are resized to about as many pixels as a square of this side; views are cropped from them"
+    )
+    aspect: Literal["keep", "square"] = setting(
+        "square", "square: images are squashed onto the square, as the authors do; keep: they keep their proportions"
+    )
     scale_min: float = setting(0.5, "smallest factor on that side")
     scale_max: float = setting(2.0, "largest factor on that side")
     flip_lr: float = setting(0.5, "probability of mirroring left and right")
@@ -173,10 +179,17 @@ class PretrainSettings:
         learns = self.map_weight > 0 or (self.task != "none" and self.task_weight > 0)
         _check(learns, "map_weight", self, "with task none, or a task weight of 0, nothing would be learned")
 
-    @property
-    def largest_side(self) -> int:
-        """The longest side that an image is ever resized to, in pixels."""
-        return round(self.resize * self.scale_max)
+    def resized(self, height: int, width: int, factor: float) -> tuple[float, float]:
+        """Height and width in pixels that an image is resized to, at a factor between ``scale_min`` and ``scale_max``.
+
+        With ``aspect`` keep they have the proportions of the image and the area of ``square``, but the shorter one is
+        never less than ``size``, as a view is cropped from them.
+        """
+        side = round(self.resize * factor)
+        if self.aspect == "square" or height == width:
+            return float(side), float(side)
+        per_pixel = max(side / math.sqrt(height * width), self.size / min(height, width))
+        return height * per_pixel, width * per_pixel
 
     def chosen(self, name: str) -> float:
         """``lr``, ``momentum`` or ``weight_decay``: as given, else what suits the optimizer."""

@@ -93,7 +93,7 @@ class Pretrainer(EpochLoop[ViewBatch]):
         self.optimizer = build_optimizer(self.module, settings, nesterov=settings.nesterov)
         self.network, self.prepared_optimizer = accelerator.prepare(network, self.optimizer)
 
-        cache = ImageCache(pool.images, settings.largest_side, settings.cache_mb * 2**20)
+        cache = ImageCache(pool.images, settings, settings.cache_mb * 2**20)
         self.images = len(pool)
         self.first_problems = cache.problems
         self.plan = BatchPlan(len(pool), settings.batch, rank, processes)

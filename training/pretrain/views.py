@@ -1,8 +1,8 @@
 """Views: an image and its anomaly map, cropped, mirrored and lit at random, both alike.
 
-A view is drawn in one go. The image is thought of as a square of a drawn side from which the input is cropped; that is
-one resizing of a rectangle of the stored image, and the same rectangle of the map's grid gives the view's map. So
-neither an enlarged image nor an enlarged map is ever made.
+A view is drawn in one go. The image is thought of as resized by a drawn factor, and the input as cropped from that;
+this is one resizing of a rectangle of the stored image, and the same rectangle of the map's grid gives the view's map.
+So neither an enlarged image nor an enlarged map is ever made.
 """
 
 from __future__ import annotations
@@ -54,13 +54,18 @@ class Window:
     flip_ud: bool = False
 
 
-def draw_window(rng: np.random.Generator, settings: PretrainSettings) -> Window:
-    """Draws what a view shows: a crop of ``size`` from a square of ``resize`` times a random factor."""
-    side = round(settings.resize * rng.uniform(settings.scale_min, settings.scale_max))
-    left, top = (int(v) for v in rng.integers(0, side - settings.size + 1, 2))
-    share = settings.size / side
+def draw_window(rng: np.random.Generator, settings: PretrainSettings, shape: tuple[int, int]) -> Window:
+    """Draws what a view shows: a square of ``size`` pixels from the image resized by a random factor.
+
+    Args:
+        rng: source of every random number.
+        settings: sizes and probabilities.
+        shape: height and width of the image in pixels.
+    """
+    height, width = settings.resized(*shape, rng.uniform(settings.scale_min, settings.scale_max))
+    left, top = (int(rng.integers(0, round(side) - settings.size + 1)) for side in (width, height))
     flip_lr, flip_ud = (bool(v) for v in rng.random(2) < (settings.flip_lr, settings.flip_ud))
-    return Window(left / side, top / side, share, share, flip_lr, flip_ud)
+    return Window(left / width, top / height, settings.size / width, settings.size / height, flip_lr, flip_ud)
 
 
 def draw_view(
@@ -74,16 +79,16 @@ def draw_view(
         grid: the anomaly map of the whole image, (gh, gw), 0-1.
         settings: sizes, strengths and probabilities.
     """
-    window = draw_window(rng, settings)
-    shown = crop_image(image, window, settings.size)
+    window = draw_window(rng, settings, (image.shape[0], image.shape[1]))
+    shown = crop_image(image, window, (settings.size, settings.size))
     gray = shown.ndim == 2
     lit = change_light(shown[..., None] if gray else shown, rng, settings, gray=gray)
     side = settings.size // MAP_STRIDE
     return View(np.repeat(lit, 3, axis=2) if gray else lit, crop_map(grid, window, (side, side)))
 
 
-def crop_image(image: NDArray[np.uint8], window: Window, size: int) -> NDArray[np.uint8]:
-    """A window of an image, (H, W, 3) or (H, W) uint8, as a square of ``size`` pixels; bilinear, antialiased."""
+def crop_image(image: NDArray[np.uint8], window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """A window of an image, (H, W, 3) or (H, W) uint8, with that height and width in pixels; bilinear, antialiased."""
     height, width = image.shape[:2]
     box = (
         max(window.left * width, 0.0),
@@ -91,7 +96,7 @@ def crop_image(image: NDArray[np.uint8], window: Window, size: int) -> NDArray[n
         min((window.left + window.width) * width, width),
         min((window.top + window.height) * height, height),
     )
-    shown = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    shown = np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR, box=box))
     if window.flip_lr:
         shown = shown[:, ::-1]
     if window.flip_ud:
