@@ -159,3 +159,40 @@ def test_the_page_has_its_marks():
     from benchmarks.peers import BEGIN, DOCS, END
 
     assert DOCS.read_text().count(BEGIN) == DOCS.read_text().count(END) == 1
+
+
+def test_no_part_is_learned_from_and_scored(tmp_path: Path) -> None:
+    """KolektorSDD's commutators and the magnetic tiles' shots stay together; kinds of defects have their shares."""
+    from benchmarks.transfer import Target, parts, split
+
+    def write(name: str, folder: str) -> None:
+        file = tmp_path / folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    for number in range(12):
+        for shot in range(4):
+            write(f"kolektor/images/kos{number:02}_Part{shot}.jpg", "")
+        write(f"kolektor/masks/kos{number:02}_Part2.png", "")
+    for kind, tiles in (("MT_Break", 20), ("MT_Crack", 10), ("MT_Free", 15)):
+        for tile in range(tiles):
+            for shot in range(1, 4):
+                name = f"{kind}/exp{shot}_num_{1000 * (tile + 1) + 20 * shot}"
+                write(f"tiles/images/{name}.jpg", "")
+                if kind != "MT_Free" and shot < 3:
+                    write(f"tiles/masks/{name}.png", "")
+    for folder, defective, free in (("kolektor", 5, 6), ("tiles", 12, 7)):
+        root = tmp_path / folder
+        names = sorted(str(file.relative_to(root / "images")) for file in (root / "images").rglob("*.jpg"))
+        whole = parts(names)
+        assert len(whole) == {"kolektor": 12, "tiles": 45}[folder]
+        assert sorted(name for part in whole for name in part) == names
+        of_part = {name: number for number, part in enumerate(whole) for name in part}
+        splits = [split(root, Target(folder, folder, defective, free, 64, 1), seed) for seed in (0, 0, 1)]
+        assert splits[0] == splits[1] != splits[2]
+        for train, val in splits:
+            assert not {of_part[name] for name in train} & {of_part[name] for name in val}
+            marked = [name for name in train if (root / "masks" / name).with_suffix(".png").is_file()]
+            assert (len(marked), len(train)) == (defective, defective + free)
+            if folder == "tiles":
+                assert sum(name.startswith("MT_Break") for name in marked) == 8
