@@ -7,7 +7,7 @@
 models. Every start gets the same images, seed, epochs and learning rate, and the weights of the last epoch are scored.
 Splits keep the images of one part together: all those of a commutator, or of a tile, are on one side. ``--arms`` takes
 a name of :data:`ARMS`, or ``NAME=FOLDER`` for a model folder of your own. What is finished stays, what was stopped goes
-on. It prints the table of docs/results.md; ``--write`` puts it there.
+on. It prints the table of docs/results.md with all runs in ``--out``; ``--write`` puts it there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> int:
             for seed in args.seeds:
                 for name in names:
                     finetune(TARGETS[target], name, arms[name][1], seed, args)
-    text = table(args.out, {name: arms[name][0] for name in names})
+    text = table(args.out, {name: label for name, (label, _) in arms.items()})
     print(text)
     if args.write:
         write_between(DOCS, "<!-- begin of transfer -->", "<!-- end of transfer -->", f"\n{text}")
