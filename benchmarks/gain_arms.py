@@ -97,6 +97,8 @@ STAGES = {
         Stage("agdp", _agdp("agbp"), after="agbp"),
         Stage("balanced_agbp", _AGBP + "{pool} --maps {maps} --sampling balanced"),
         Stage("balanced_agdp", _agdp("balanced_agbp"), after="balanced_agbp"),
+        Stage("keep_agbp", _AGBP + "{pool} --maps {maps} --aspect keep"),
+        Stage("keep_agdp", _agdp("keep_agbp"), after="keep_agbp"),
         Stage(
             "resnet50_imagenet", "--weights {imagenet} --options v1_strides=true", module="benchmarks.backbone_folder"
         ),
@@ -145,6 +147,10 @@ ARMS = {
             "balanced_agbp",
         ),
         Arm("balanced_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/balanced_agdp/last", "balanced_agdp"),
+        Arm(
+            "keep_agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/keep_agbp/last", "keep_agbp"
+        ),
+        Arm("keep_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/keep_agdp/last", "keep_agdp"),
         Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),
         *(
             Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
@@ -164,6 +170,7 @@ ARMS = {
 TABLES = {
     "yolov8_n": ("random", "agbp", "agssp"),
     "balanced": ("random", "balanced_agbp", "balanced_agssp"),
+    "keep": ("random", "keep_agbp", "keep_agssp"),
     "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
     "studies": ("random", *(f"study_{name}" for name in STUDIES)),
 }

@@ -157,18 +157,20 @@ def test_the_installed_command_is_the_same(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_with_one_line(tmp_path: Path) -> None:
+    # Where the tests run in the background of a shell, Python finds SIGINT ignored; in a user's terminal it does not.
     code = (
-        "import sys, time, agssp_zoo.cli as c, agssp_zoo.commands.list as l\n"
+        "import signal, sys, time, agssp_zoo.cli as c, agssp_zoo.commands.list as l\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def run(args):\n    print('ready', flush=True); time.sleep(30)\n"
         "l.run = run\nsys.exit(c.main(['list']))"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and err == "agssp-zoo: interrupted.\n"
 
 
