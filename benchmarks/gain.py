@@ -116,7 +116,8 @@ def main() -> int:
             finetune(run, places)
     if args.tune:
         for lr in args.tune:
-            found = [score for run in runs if run.lr == lr and (score := read_score(run, places.out))]
+            files = [places.out / f"{run.name}.json" for run in runs if run.lr == lr]
+            found = [json.loads(file.read_text()) for file in files if file.is_file()]
             print(f"lr {lr:g}: map50_95 {statistics.mean(s['map50_95'] for s in found):.4f} of {len(found)} runs")
         return 0
     for name in TABLES:
@@ -153,13 +154,18 @@ def finetune(run: Run, places: Places) -> None:
     epochs = budget.epochs[run.images]
     train = f"finetune --data {data} --size {budget.size} --epochs {epochs} --lr {lr:g} --seed {run.seed}"
     unseen = f"--val-every {epochs} --no-plots --no-report"
-    out = places.out / run.name
-    run_resumable([*train.split(), *unseen.split(), *places.fill(arm.start)], out, places)
+    measure(result, [*train.split(), *unseen.split(), *places.fill(arm.start)], data, places)
+
+
+def measure(result: Path, words: Sequence[str], data: Path, places: Places) -> None:
+    """Fine-tunes in the folder of the result's name, scores the weights of the last epoch, and writes the result."""
+    out = result.with_suffix("")
+    run_resumable(words, out, places)
     score = ["val", "--data", str(data), "--model", str(out / "last"), "--out", str(out / "score"), "--split", "val"]
     call([*score, "--device", "cpu", "--images", "0"])
     values = json.loads((out / "score" / "metrics.json").read_text())
     temporary = result.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"map50": values["map50"], "map50_95": values["map50_95"]}) + "\n")
+    temporary.write_text(json.dumps({key: values[key] for key in ("map50", "map50_95", "images")}) + "\n")
     temporary.replace(result)
 
 
@@ -221,11 +227,10 @@ def draw(names: Sequence[str], count: int, seed: int) -> list[str]:
     return [member for *_, member in sorted(places)[:count]]
 
 
-def read_score(run: Run, out: Path) -> dict[str, float] | None:
-    """What a finished run scored."""
-    file = out / f"{run.name}.json"
-    values: dict[str, float] | None = json.loads(file.read_text()) if file.is_file() else None
-    return values
+def read_scores(out: Path, name: str) -> dict[int, dict[str, float]]:
+    """What the finished runs ``NAME_SEED`` scored, by seed."""
+    files = {seed: out / f"{name}_{seed}.json" for seed in range(10)}
+    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
 
 
 def table(out: Path, name: str) -> str:
@@ -242,15 +247,18 @@ def lines(out: Path, arms: Sequence[str], count: int) -> list[str]:
     """A line for every arm: the scores of all seeds, their mean, and the gain over the first arm."""
     text, base = [], {}
     for name in arms:
-        found = {seed: score for seed in range(10) if (score := read_score(Run(name, count, seed), out))}
+        found = read_scores(out, f"{name}_{count}")
         if name == arms[0]:
             base = found
         if found:
-            cells = [str(count), ARMS[name].label]
-            for key in ("map50", "map50_95"):
-                cells += columns(key, found, base if name != arms[0] else {})
+            cells = [str(count), ARMS[name].label, *both_columns(found, base if name != arms[0] else {})]
             text.append(f"| {' | '.join(cells)} |\n")
     return text
+
+
+def both_columns(found: dict[int, dict[str, float]], base: dict[int, dict[str, float]]) -> list[str]:
+    """The cells of map50 and map50_95; see :func:`columns`."""
+    return [cell for key in ("map50", "map50_95") for cell in columns(key, found, base)]
 
 
 def columns(key: str, found: dict[int, dict[str, float]], base: dict[int, dict[str, float]]) -> list[str]:

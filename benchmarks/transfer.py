@@ -13,7 +13,6 @@ on. It prints the table of docs/results.md with all runs in ``--out``; ``--write
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -23,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.common import write_between
-from benchmarks.gain import DOCS, call, columns
+from benchmarks.gain import DOCS, Places, both_columns, measure, read_scores
 
 IMAGES = re.compile(r".*\.(jpg|png|bmp)")
 
@@ -96,30 +95,14 @@ def main() -> int:
 
 def finetune(target: Target, arm: str, start: str, seed: int, args: argparse.Namespace) -> None:
     """Fine-tunes and scores, unless that is finished."""
-    result = score_file(args.out, target, arm, seed)
+    result = args.out / f"{target.name}_{arm}_{seed}.json"
     if result.is_file():
         return
     data = labelled(args.data, args.out, target, seed)
-    out = result.with_suffix("")
-    machine = ["--device", "cpu", "--threads", str(args.threads)]
-    if (out / "config.json").is_file():
-        call(["finetune", "--out", str(out), "--resume", "--threads", str(args.threads)])
-    else:
-        how = f"--size {target.size} --epochs {target.epochs} --lr {LR:g} --seed {seed}"
-        unseen = f"--val-every {target.epochs} --no-plots --no-report"
-        words = f"finetune --data {data} {how} {unseen} {start}".split()
-        call([*words, *machine, "--out", str(out)])
-    score = ["val", "--data", str(data), "--model", str(out / "last"), "--out", str(out / "score"), "--split", "val"]
-    call([*score, "--device", "cpu", "--images", "0"])
-    values = json.loads((out / "score" / "metrics.json").read_text())
-    temporary = result.with_suffix(".tmp")
-    temporary.write_text(json.dumps({key: values[key] for key in ("map50", "map50_95", "images")}) + "\n")
-    temporary.replace(result)
-
-
-def score_file(out: Path, target: Target, arm: str, seed: int) -> Path:
-    """Where a run's score is kept."""
-    return out / f"{target.name}_{arm}_{seed}.json"
+    how = f"--size {target.size} --epochs {target.epochs} --lr {LR:g} --seed {seed}"
+    unseen = f"--val-every {target.epochs} --no-plots --no-report"
+    places = Places(args.data, Path(), args.out, None, None, args.threads)
+    measure(result, f"finetune --data {data} {how} {unseen} {start}".split(), data, places)
 
 
 def labelled(data: Path, out: Path, target: Target, seed: int) -> Path:
@@ -208,16 +191,14 @@ def table(out: Path, labels: dict[str, str]) -> str:
     for target in TARGETS.values():
         base: dict[int, dict[str, float]] = {}
         for name, label in labels.items():
-            files = {seed: score_file(out, target, name, seed) for seed in range(10)}
-            found = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
+            found = read_scores(out, f"{target.name}_{name}")
             if not found:
                 continue
             base = base or found
             counts = sorted({score["images"] for score in found.values()})
             scored = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
             cells = [target.label, f"{target.defective} + {target.free}", scored, label]
-            for key in ("map50", "map50_95"):
-                cells += columns(key, found, {} if found is base else base)
+            cells += both_columns(found, {} if found is base else base)
             text += f"| {' | '.join(cells)} |\n"
     return text
 

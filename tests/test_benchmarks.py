@@ -78,6 +78,19 @@ def test_a_table_compares_with_its_first_arm(tmp_path):
     ]
 
 
+def test_a_setting_is_compared_with_the_defaults_of_the_same_seed(tmp_path):
+    from benchmarks.settings import DOCS, merged, table
+
+    assert merged("--model a --epochs 80", "--epochs 40 --lr 0.1") == ["--model", "a", "--epochs", "40", "--lr", "0.1"]
+    for name, score in (("default_0", 0.4), ("default_1", 0.3), ("freeze_1", 0.35)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"map50": score, "map50_95": score / 2}))
+    assert table(tmp_path).splitlines()[2:] == [
+        "| the defaults | 40.0, 30.0 | 35.0 |  | 20.0, 15.0 | 17.5 |  |",
+        "| `--freeze 2` | 35.0 | 35.0 | +5.0 | 17.5 | 17.5 | +2.5 |",
+    ]
+    assert DOCS.read_text().count("of settings -->") == 2
+
+
 def test_maps_of_boxes():
     import numpy as np
 
