@@ -15,6 +15,8 @@ from PIL import Image, ImageEnhance
 from agssp_zoo.cli import main
 from agssp_zoo.training.data import read_dataset
 from agssp_zoo.training.data.check import check_dataset
+from agssp_zoo.training.data.input_sizes import compare_input_sizes
+from agssp_zoo.training.data.records import Record
 from agssp_zoo.training.data.sheet import choose, draw_samples
 from agssp_zoo.training.data.similar import look_at, near_duplicates
 
@@ -120,6 +122,27 @@ def test_every_kind_of_trouble_is_found(troubled: Path) -> None:
     assert report.sizes.tolist() == [1, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0]
     only_labels = check_dataset(dataset, decode=False)
     assert not only_labels.duplicates and len(only_labels.errors) == 1
+
+
+def test_input_sizes_say_which_boxes_become_thin() -> None:
+    def record(width: int, height: int, *boxes: tuple[int, int, int, int]) -> Record:
+        labels, none = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), bool)
+        return Record("", "", "train", width, height, np.array(boxes, np.float32).reshape(-1, 4), labels, none, none)
+
+    # A box 40 px wide and 12 high: at 320 of 1600 px it has 2.4 px, at 1280 9.6. The other is thick at every size.
+    records = [record(1600, 400, (0, 0, 40, 12), (0, 0, 300, 300)), record(1600, 400)]
+    found = {entry.option: entry for entry in compare_input_sizes(records)}
+    assert {option: entry.thin for option, entry in found.items()} == {
+        "--size 224": 1, "--size 320": 1, "--size 480": 1, "--size 640": 1, "--size 960": 1, "--size 1280": 0,
+        "--tile 640": 0,
+    }  # fmt: skip
+    assert all(entry.boxes == 2 for entry in found.values())
+    assert (found["--size 320"].scale, found["--size 320"].megapixels) == (0.2, pytest.approx(320 * 80 / 1e6))
+    # Three tiles of 640x400, the last moved back to the border.
+    assert (found["--tile 640"].scale, found["--tile 640"].megapixels) == (1.0, pytest.approx(3 * 640 * 400 / 1e6))
+    small = [entry.option for entry in compare_input_sizes([record(100, 80, (0, 0, 9, 9))])]
+    assert small == ["--size 224", "--size 320"], "neither tiles of small images nor senseless enlargements"
+    assert compare_input_sizes([]) == []
 
 
 def test_command_text_json_and_pictures(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agssp_zoo.errors import AgsspZooError
 
 from .dataset import Dataset
+from .input_sizes import compare_input_sizes
 from .problems import Problem, Problems
 from .progress import progress
 from .records import Record
@@ -96,6 +97,7 @@ class CheckReport:
                 {"from": low, "to": high, "boxes": count}
                 for low, high, count in zip(SIZE_EDGES, [*SIZE_EDGES[1:], None], self.sizes.tolist(), strict=True)
             ],
+            "input_sizes": [asdict(entry) for entry in compare_input_sizes(self.dataset.records)],
             "decoded": self.decoded,
             "errors": len(self.errors),
             "warnings": len(self.problems) - len(self.errors),

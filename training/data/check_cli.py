@@ -7,10 +7,11 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import DataError, InvalidArgumentError
 
+from .input_sizes import THIN
 from .recognise import FORMATS, read_dataset
 
 if TYPE_CHECKING:
@@ -98,12 +99,24 @@ def to_text(report: CheckReport, limit: int = 20) -> str:
     for entry in values["box_sizes"] if report.sizes.any() else ():
         span = f"{entry['from']}-{entry['to']}" if entry["to"] else f"{entry['from']}-"
         lines.append(f"{span:>9} {entry['boxes']:>7} {'#' * round(_BAR * entry['boxes'] / most)}".rstrip())
+    if report.sizes.any():
+        lines += _input_size_lines(values["input_sizes"])
     if report.decoded:
         same = sum(pair.same for pair in report.duplicates)
         where = "across splits" if len(splits) > 1 else "within the only split"
         lines += ["", f"{where}: {len(report.duplicates)} near duplicates, {same} of them exactly equal"]
     lines += [f"fingerprint: {values['fingerprint']}", ""]
     return "\n".join(lines)
+
+
+def _input_size_lines(entries: list[dict[str, Any]]) -> list[str]:
+    """What the options of ``finetune`` would do to the boxes."""
+    thinner = f"boxes thinner than {THIN} px"
+    lines = ["", f"{'what finetune would see':<24}{'scale':>8}{thinner:>26}{'Mpixel an image':>18}"]
+    for entry in entries:
+        thin = f"{entry['thin']} of {entry['boxes']}"
+        lines.append(f"{entry['option']:<24}{entry['scale']:>8.2f}{thin:>26}{entry['megapixels']:>18.2f}")
+    return lines
 
 
 def _problem_lines(report: CheckReport, limit: int) -> list[str]:
