@@ -16,6 +16,7 @@ from training_runs import NAMES, SMALL, rows, state, write_data, write_yaml
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from agssp_zoo.cli import main as zoo  # noqa: E402
 from agssp_zoo.config import ModelConfig  # noqa: E402
 from agssp_zoo.errors import (  # noqa: E402
     AgsspZooError,
@@ -114,8 +115,6 @@ def test_the_command_line_says_it_in_one_line(data: Path, tmp_path: Path, monkey
 
 
 def test_the_command_answers_in_json(data: Path, tmp_path: Path, capsys) -> None:
-    from agssp_zoo.cli import main as zoo
-
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--weights", "none", "--size", "64", "--batch", "8"]
     more = ["--time-limit", "0.001", "--workers", "0", "--threads", "1", "--no-report", "--device", "cpu", "--json"]
     assert zoo(["finetune", *words, *more]) == 0
@@ -125,6 +124,19 @@ def test_the_command_answers_in_json(data: Path, tmp_path: Path, capsys) -> None
         answer["finished"] is False and answer["reason"] == "time limit" and answer["folder"] == str(tmp_path / "run")
     )
     assert "8 training and 2 validation images" in said.err
+
+
+def test_a_run_says_where_its_input_makes_boxes_too_thin(data: Path, tmp_path: Path, capsys) -> None:
+    first, second = sorted((data / "labels" / "train").iterdir())[:2]
+    first.write_text("0 0.5 0.5 0.5 0.1\n")  # 6.4 of 64 pixels high
+    words = ["--data", str(data), "--weights", "none", "--time-limit", "0.001", "--workers", "0", "--device", "cpu"]
+    words += ["--threads", "1", "--size", "64", "--no-report"]
+    assert zoo(["finetune", *words, "--out", str(tmp_path / "one")]) == 0
+    assert "thinner" not in capsys.readouterr().out, "one of eight boxes"
+    second.write_text("0 0.5 0.5 0.1 0.5\n")
+    assert zoo(["finetune", *words, "--out", str(tmp_path / "two")]) == 0
+    said = capsys.readouterr().out
+    assert "note: at --size 64 2 of 8 boxes to train on are thinner than 8 pixels" in said
 
 
 def test_resuming_with_other_settings_or_data_is_refused(data: Path, tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .transfer import Start
 
 
+MANY_THIN = 0.2
+"""From this share of boxes that the input makes too thin on, a run says so."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``agssp-zoo finetune``."""
     add_setting_arguments(parser)
@@ -109,6 +113,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
     if accelerator.is_main_process:
         write_record(Path(settings.out), record, stored)
         _announce(record, start, bool(stored))
+        sys.stdout.write(_thin_boxes(train, settings))
     outcome = Trainer(settings, train, val, start, accelerator, provenance(record, settings)).run()
     if accelerator.is_main_process and outcome.finished:
         from .outputs import finish
@@ -190,6 +195,20 @@ def _announce(record: dict[str, Any], start: Start, resumed: bool) -> None:
         lines.append(f"weights: {start.source}" + (f" ({start.loaded} tensors{drawn})" if start.loaded else ""))
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def _thin_boxes(train: Dataset, settings: TrainSettings) -> str:
+    """A line that says so where the input is too small for many boxes."""
+    from .data.input_sizes import THIN, count_thin
+
+    boxes = sum(len(record.boxes) for record in train.records)
+    thin = count_thin(train.records, settings.size)
+    if thin < MANY_THIN * boxes:
+        return ""
+    return (
+        f"note: at --size {settings.size} {thin} of {boxes} boxes to train on are thinner than {THIN} pixels, which is "
+        "hard to find; `agssp-zoo check-data` compares sizes and tiles\n"
+    )
 
 
 def _some(names: tuple[str, ...], limit: int = 8) -> str:

@@ -46,19 +46,31 @@ def compare_input_sizes(records: Sequence[Record]) -> list[InputSize]:
         return []
     sides = np.array([(record.width, record.height) for record in records], float)
     longer = sides.max(axis=1)
-    thinness = np.concatenate([(record.boxes[:, 2:] - record.boxes[:, :2]).min(axis=1) for record in records])
-    image_of = np.repeat(np.arange(len(records)), [len(record.boxes) for record in records])
+    boxes = sum(len(record.boxes) for record in records)
     found = []
     for size in SIZES:
         scales = size / longer
-        if np.median(scales) > MOST_ENLARGED:
-            continue
-        thin = int((thinness * scales[image_of] < THIN).sum())
-        seen = float((sides.prod(axis=1) * scales**2).mean())
-        found.append(InputSize(f"--size {size}", float(np.median(scales)), thin, len(thinness), seen / 1e6))
+        if np.median(scales) <= MOST_ENLARGED:
+            seen = float((sides.prod(axis=1) * scales**2).mean())
+            thin = count_thin(records, size)
+            found.append(InputSize(f"--size {size}", float(np.median(scales)), thin, boxes, seen / 1e6))
     if np.median(longer) > TILE:
         shapes, counts = np.unique(sides.astype(int), axis=0, return_counts=True)
         area = [sum((b - t) * (r - le) for t, le, b, r in tiles((height, width), TILE)) for width, height in shapes]
         seen = float((np.array(area) * counts).sum() / len(records))
-        found.append(InputSize(f"--tile {TILE}", 1.0, int((thinness < THIN).sum()), len(thinness), seen / 1e6))
+        found.append(InputSize(f"--tile {TILE}", 1.0, count_thin(records), boxes, seen / 1e6))
     return found
+
+
+def count_thin(records: Sequence[Record], size: int = 0) -> int:
+    """Boxes whose shorter side is below :data:`THIN` pixels of the input.
+
+    Args:
+        records: the images.
+        size: the longer side of every image in the input; 0: images keep their pixels.
+    """
+    thin = 0
+    for record in records:
+        scale = size / max(record.width, record.height) if size else 1.0
+        thin += int(((record.boxes[:, 2:] - record.boxes[:, :2]).min(axis=1) * scale < THIN).sum())
+    return thin
