@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,9 +16,10 @@ from agssp_zoo.config import Preprocess  # noqa: E402
 from agssp_zoo.errors import TrainingError  # noqa: E402
 from agssp_zoo.folder import write_folder  # noqa: E402
 from agssp_zoo.models import Backbone  # noqa: E402
+from agssp_zoo.training.data.records import Record  # noqa: E402
 from agssp_zoo.training.renormalize import renormalize  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings  # noqa: E402
-from agssp_zoo.training.transfer import build_start  # noqa: E402
+from agssp_zoo.training.transfer import build_start, settle_size  # noqa: E402
 
 UNIT = Preprocess()
 
@@ -90,3 +92,32 @@ def test_a_detector_with_weights_of_its_own_keeps_its_strides(tmp_path: Path) ->
         build_start(TrainSettings(data="x", model=str(folder), backbone_weights=str(backbone)), ("a",))
     settings = TrainSettings(data="x", model=str(folder), weights="none", backbone_weights=str(backbone))
     assert build_start(settings, ("a",)).module.config.options["v1_strides"] is True
+
+
+def test_the_input_is_as_large_as_the_weights_knew_it_or_as_the_images(tmp_path: Path) -> None:
+    """Small images keep the size that the start learned at, larger ones their own up to 640; what is given stays."""
+    config = models.default_config("yolov8_n", class_names=("a",))
+    config = config.replace(preprocess=dataclasses.replace(config.preprocess, size=224))
+    module = models.build(config)
+    writers = {"model.safetensors": lambda path: models.save_weights(module, path, config)}
+    detector = write_folder(tmp_path / "detector", config, writers)
+    small = models.build(models.default_config("cspdarknet_n"))
+    small.config = small.config.replace(preprocess=dataclasses.replace(small.config.preprocess, size=(192, 192)))
+    backbone = folder_of(small, tmp_path / "backbone")
+
+    def settled(side: int, **values: Any) -> int:
+        settings = TrainSettings(data="x", **values)
+        start = build_start(settings, ("a",))
+        none = np.zeros(0, bool)
+        boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        records = [Record("", "", "train", width, 40, boxes, labels, none, none) for width in (side, side, 5000)]
+        settled = settle_size(settings, start, records)
+        assert start.module.config.preprocess.size == settled.size
+        return settled.size
+
+    known = {"model": str(detector)}
+    assert [settled(side, **known) for side in (200, 225, 300, 4096)] == [224, 256, 320, 640]
+    assert settled(4096, size=96, **known) == 96
+    assert settled(200, model="yolov8_n", weights="none") == 640, "the authors' size: random weights know none"
+    scratch = {"model": "yolov8_n", "weights": "none", "backbone_weights": str(backbone)}
+    assert [settled(side, **scratch) for side in (100, 193)] == [192, 224]

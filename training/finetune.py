@@ -98,7 +98,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
 
     from .families import family_of
     from .trainer import Trainer
-    from .transfer import build_start
+    from .transfer import build_start, settle_size
 
     train, val = read_splits(settings)
     if stored and stored["data"]["fingerprint"] != fingerprint(train, val):
@@ -107,12 +107,16 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
             "or start a new run with another --out."
         )
     start = build_start(settings, train.class_names)
+    size_given = settings.size
+    settings = settle_size(settings, start, train.records)
     settings = settings.settled(precision, family_of(start.module).rates)
     record = describe(settings, train, val, start)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_record(Path(settings.out), record, stored)
         _announce(record, start, bool(stored))
+        if not size_given:
+            sys.stdout.write(f"input: {settings.size} pixels; --size takes another longer side\n")
         sys.stdout.write(_thin_boxes(train, settings))
     outcome = Trainer(settings, train, val, start, accelerator, provenance(record, settings)).run()
     if accelerator.is_main_process and outcome.finished:

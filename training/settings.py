@@ -42,7 +42,11 @@ class TrainSettings:
     )
     tolerance: float = setting(0.0, "share of the images that may be unreadable before training stops, 0-1")
 
-    size: int = setting(640, "longer side of the network's input")
+    size: int = setting(
+        0,
+        "longer side of the network's input; 0: what the weights learned at, or that of the images if it is more (to "
+        "640 at most)",
+    )
     tile: int = setting(
         0, "cut large images into tiles of this side, in their own pixels, to train and to validate on; 0: do not"
     )
@@ -126,7 +130,8 @@ class TrainSettings:
     license: str = setting("", "licence of the trained model, for its card (an SPDX identifier)", runtime=True)
 
     def __post_init__(self) -> None:
-        at_least = {"size": 32, "epochs": 1, "batch": 1, "accumulate": 1, "val_every": 1, "log_every": 1}
+        _check(self.size == 0 or self.size >= 32, "size", self, "it must be at least 32, or 0 to have it chosen")
+        at_least = {"epochs": 1, "batch": 1, "accumulate": 1, "val_every": 1, "log_every": 1}
         for name, low in at_least.items():
             _check(getattr(self, name) >= low, name, self, f"it must be at least {low}")
         for name in (

@@ -49,6 +49,7 @@ class DetectorSettings(TrainSettings):
     )
     thaw: int = setting(0, "last stages of the backbone that learn, too; 0: the whole backbone is frozen")
 
+    size: int = setting(640, "longer side of the network's input")
     format: str = setting("auto", "format of the data; auto recognises it")
     out: str = setting("runs/detector", "folder of this run: settings, boxes, metrics, state, last and best model")
     weights: Literal["auto", "none"] = setting("none", "weights of the detector: none: random; auto: the model's")
@@ -69,6 +70,8 @@ class DetectorSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.size:
+            raise TrainingError("--size is 0; it must be at least 32.")
         _ = self.rule
         if not 0.0 < self.val_fraction < 1.0:
             raise TrainingError(f"--val-fraction is {self.val_fraction}; it must lie between 0 and 1.")
