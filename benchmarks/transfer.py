@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     own = dict(word.split("=", 1) for word in args.arms if "=" in word)
-    arms = {**ARMS, **{name: (name, f"--model {folder}") for name, folder in own.items()}}
+    arms = {**ARMS, **{name: (name.replace("_", " "), f"--model {folder}") for name, folder in own.items()}}
     names = [word.split("=", 1)[0] for word in args.arms]
     if unknown := [name for name in names if name not in arms]:
         parser.error(f"--arms: no {', '.join(unknown)}; there are {', '.join(ARMS)}, or give NAME=MODEL")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +30,6 @@ from agssp_zoo.export.verification import verify_file  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
 from agssp_zoo.models.heads.dfl import DFLHead  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ("crack", "pit", "scale", "scratch")
 
 
