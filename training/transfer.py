@@ -121,7 +121,7 @@ def settle_size(settings: TrainSettings, start: Start, records: Sequence[Record]
 
     Where none was given it is what the start's weights learned at, so that things look as large to them as before; the
     longer side of the images where that is more, in steps of 32, up to :data:`MOST_UNASKED`. With 100 images of NEU-DET
-    a larger size costs accuracy (docs/finetuning.md).
+    a larger size is no gain (docs/finetuning.md).
 
     Args:
         settings: of the run.
