@@ -207,7 +207,7 @@ def _thin_boxes(train: Dataset, settings: TrainSettings) -> str:
 
     boxes = sum(len(record.boxes) for record in train.records)
     thin = count_thin(train.records, settings.size)
-    if thin < MANY_THIN * boxes:
+    if thin < MANY_THIN * max(boxes, 1):
         return ""
     return (
         f"note: at --size {settings.size} {thin} of {boxes} boxes to train on are thinner than {THIN} pixels, which is "
