@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from training_runs import write_data  # noqa: E402
 
 from agssp_zoo.errors import TrainingError  # noqa: E402
-from agssp_zoo.training.augment import Sample, augment  # noqa: E402
+from agssp_zoo.training.augment import Sample, augment, quarter_turn  # noqa: E402
 from agssp_zoo.training.data import Record, read_dataset  # noqa: E402
 from agssp_zoo.training.loader import (  # noqa: E402
     Batch,
@@ -91,7 +91,7 @@ def test_boxes_stay_tight_around_what_they_mark(mosaic: bool) -> None:
     """A white rectangle on black, through every geometric change, is where its box says."""
     size = 96
     settings = TrainSettings(
-        data="x", size=size, degrees=12.0, shear=5.0, scale=0.3, brightness=0.0, contrast=0.0, flip_ud=0.5
+        data="x", size=size, degrees=12.0, shear=5.0, scale=0.3, brightness=0.0, contrast=0.0, quarter_turn=0.5
     )
     found = turned = 0
     for seed in range(150):
@@ -121,6 +121,34 @@ def test_boxes_stay_tight_around_what_they_mark(mosaic: bool) -> None:
         found += 1
         turned += bool(np.abs(sample.boxes[0, 2:] - sample.boxes[0, :2] - (width, height)).max() > 2)
     assert found > 20 and turned > 10
+
+
+def test_quarter_turns_are_exact_and_as_often_as_asked_for() -> None:
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    boxes = np.array([[0, 1, 2, 4], [5, 0, 6, 1]], np.float32)
+    for clockwise in (True, False):
+        turned, moved = quarter_turn(image, boxes, clockwise=clockwise)
+        assert turned.shape == (6, 4, 3)
+        for (x0, y0, x1, y1), (a, b, c, d) in zip(boxes.astype(int), moved.astype(int), strict=True):
+            assert np.array_equal(turned[b:d, a:c], np.rot90(image[y0:y1, x0:x1], -1 if clockwise else 1))
+    # The top left corner goes to the top right, clockwise; back again gives what was there.
+    assert np.array_equal(quarter_turn(image, boxes, clockwise=True)[0][0, -1], image[0, 0])
+    there, moved = quarter_turn(image, boxes, clockwise=True)
+    back, returned = quarter_turn(there, moved, clockwise=False)
+    assert np.array_equal(back, image) and np.array_equal(returned, boxes)
+
+    size = 40
+    bar = Sample(np.zeros((size, size, 3), np.uint8), np.array([[4, 18, 36, 22]], np.float32), np.array([0]), gray=True)
+    still = dict.fromkeys(("mosaic", "scale", "translate", "flip_lr", "flip_ud"), 0.0)
+    for share, low, high in ((0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)):
+        settings = TrainSettings(data="x", size=size, quarter_turn=share, **still)
+        upright = 0
+        for seed in range(200):
+            (box,) = augment(np.random.default_rng(seed), 0, 1, lambda _: bar, settings, mosaic=False).boxes
+            upright += bool(box[3] - box[1] > box[2] - box[0])
+        assert low <= upright <= high
+    with pytest.raises(TrainingError, match="--quarter-turn is 1.5"):
+        TrainSettings(data="x", quarter_turn=1.5)
 
 
 def test_gray_images_stay_gray_and_coloured_ones_change_hue() -> None:

@@ -1,4 +1,4 @@
-"""Augmentation of one training sample: mosaic, affine, flips and photometric changes.
+"""Augmentation of one training sample: mosaic, affine, flips, quarter turns and photometric changes.
 
 Everything is drawn from one numpy generator, so a sample is a function of its seed and its images alone. Boxes are
 float32 xyxy in pixels; coordinates are continuous (a pixel's centre lies at 0.5), as Pillow's transforms have them.
@@ -94,8 +94,21 @@ def augment(
         image, boxes = image[:, ::-1], np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1)
     if rng.random() < settings.flip_ud:
         image, boxes = image[::-1], np.stack([boxes[:, 0], size - boxes[:, 3], boxes[:, 2], size - boxes[:, 1]], 1)
+    # Nothing is drawn where nothing is turned, so that runs without it stay the runs that they were.
+    if settings.quarter_turn and rng.random() < settings.quarter_turn:
+        image, boxes = quarter_turn(image, boxes, clockwise=bool(rng.random() < 0.5))
     image = change_light(np.ascontiguousarray(image), rng, settings, gray=sample.gray)
     return Sample(image, boxes, sample.labels, sample.gray)
+
+
+def quarter_turn(
+    image: NDArray[np.uint8], boxes: NDArray[np.float32], *, clockwise: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Turns an image (H, W, 3) and its boxes by 90 degrees: exactly, unlike :func:`affine`, which loosens boxes."""
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = boxes.T
+    turned = (height - y1, x0, height - y0, x1) if clockwise else (y0, width - x1, y1, width - x0)
+    return np.rot90(image, -1 if clockwise else 1), np.stack(turned, 1)
 
 
 def compose_mosaic(samples: list[Sample], size: int, rng: np.random.Generator, pad_value: int) -> Sample:

@@ -99,6 +99,9 @@ class TrainSettings:
     shear: float = setting(0.0, "largest shear, in degrees")
     flip_lr: float = setting(0.5, "probability of mirroring left and right")
     flip_ud: float = setting(0.5, "probability of mirroring up and down (a steel surface has no up)")
+    quarter_turn: float = setting(
+        0.0, "probability of turning by 90 degrees, either way, where defects may lie in any direction"
+    )
     brightness: float = setting(0.3, "brightness factor is drawn between 1 - brightness and 1 + brightness")
     contrast: float = setting(0.3, "contrast factor, likewise")
     saturation: float = setting(0.5, "saturation factor, likewise; gray images keep theirs")
@@ -146,7 +149,8 @@ class TrainSettings:
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
             *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
-            *("drop_path", "scale", "flip_lr", "flip_ud", "brightness", "contrast", "saturation", "backbone_lr"),
+            *("drop_path", "scale", "flip_lr", "flip_ud", "quarter_turn", "brightness", "contrast", "saturation"),
+            "backbone_lr",
         ):
             _check(0 <= (getattr(self, name) or 0) <= 1, name, self, "it must lie in 0-1")
 
