@@ -24,10 +24,10 @@ def step(rounds: int) -> list[Figure]:
     """A whole step (normalising, losses, optimizer) against the backbone's forward and backward pass alone."""
     import torch
 
-    from agssp_zoo.training.devices import _cpu_has_bf16
+    from agssp_zoo.training.devices import cpu_has_bf16
 
     figures = []
-    for precision in ("no", "bf16") if _cpu_has_bf16() else ("no",):
+    for precision in ("no", "bf16") if cpu_has_bf16() else ("no",):
         with _pretrainer(precision) as trainer:
             batch = next(iter(trainer.loader))
             trainer.network.train()

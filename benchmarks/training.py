@@ -72,7 +72,7 @@ def loss(rounds: int) -> list[Figure]:
     """Assigner and loss, forward and backward, as a part of a training step; and what bfloat16 saves."""
     import torch
 
-    from agssp_zoo.training.devices import _cpu_has_bf16
+    from agssp_zoo.training.devices import cpu_has_bf16
 
     with contextlib.ExitStack() as stack:
         trainer = stack.enter_context(_trainer(workers=0))
@@ -87,7 +87,7 @@ def loss(rounds: int) -> list[Figure]:
             trainer.loss(leaves, batch.targets).total.backward()
 
         jobs: dict[str, Any] = {"step": lambda: trainer._step(batch, last=True), "loss": only_loss}
-        if _cpu_has_bf16():
+        if cpu_has_bf16():
             half = stack.enter_context(_trainer(workers=0, precision="bf16"))
             half.network.train()
             jobs["half"] = lambda: half._step(batch, last=True)

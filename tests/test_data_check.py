@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance
 from agssp_zoo.cli import main
 from agssp_zoo.training.data import read_dataset
 from agssp_zoo.training.data.check import check_dataset
+from agssp_zoo.training.data.directions import Directions, count_directions, turned_classes
 from agssp_zoo.training.data.input_sizes import compare_input_sizes
 from agssp_zoo.training.data.records import Record
 from agssp_zoo.training.data.sheet import choose, draw_samples
@@ -250,3 +251,37 @@ def test_every_code_is_explained() -> None:
     used |= set(re.findall(rf'code(?:, what)? = \(?"({word})"', text)) | set(re.findall(rf'else \(?"({word})"', text))
     listed = set(re.findall(rf"(?:^    |, |  )({word})(?=  |,|$)", problems.__doc__ or "", flags=re.MULTILINE))
     assert used == listed
+
+
+def boxed(split: str, sides: list[tuple[int, int]], label: int = 0) -> Record:
+    """A record with boxes of these widths and heights."""
+    boxes = np.array([(0, 0, width, height) for width, height in sides], np.float32).reshape(-1, 4)
+    none = np.zeros(len(sides), bool)
+    return Record(f"{split}{label}", "", split, 200, 200, boxes, np.full(len(sides), label), none, none)
+
+
+def test_classes_that_lie_another_way_in_another_split_are_reported() -> None:
+    upright, lying, square = (20, 100), (100, 20), (100, 60)
+    train = [boxed("train", [upright] * 45 + [lying] * 5), boxed("train", [square] * 30 + [upright] * 10, 1)]
+    assert count_directions(train, 3) == [Directions(50, 45, 5), Directions(40, 10, 0), Directions(0, 0, 0)]
+    assert count_directions([], 1) == [Directions(0, 0, 0)]
+
+    def found(val: list[tuple[int, int]], label: int = 0) -> list[str]:
+        turned = turned_classes(train, [boxed("val", val, label)], ("scratch", "pit", "crack"), "val")
+        return [str(entry) for entry in turned]
+
+    assert found([lying] * 24 + [square] * 1) == [
+        "'scratch' is 90% upright, 10% lying of 50 boxes in train, 0% upright, 96% lying of 25 boxes in val"
+    ]
+    assert found([upright] * 15 + [lying] * 10) == [], "60 % of 25 are no other direction"
+    assert found([lying] * 19) == [], "too few to say"
+    assert found([upright] * 30, 1) and not found([square] * 30, 1)
+
+
+def test_neu_dets_usual_split_has_scratches_the_other_way_round(capsys: pytest.CaptureFixture[str]) -> None:
+    if not (SHARED / "neu_det").is_dir():
+        pytest.skip("no shared data here")
+    main(["check-data", str(SHARED / "neu_det"), "--labels-only"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "[class-turned]" in line]
+    assert "'scratches' is 88% upright" in line and "96% lying of 121 boxes in val" in line
+    assert "--quarter-turn 0.5" in line

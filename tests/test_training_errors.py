@@ -139,6 +139,21 @@ def test_a_run_says_where_its_input_makes_boxes_too_thin(data: Path, tmp_path: P
     assert "note: at --size 64 2 of 8 boxes to train on are thinner than 8 pixels" in said
 
 
+def test_a_run_says_where_a_class_lies_the_other_way_in_validation(tmp_path: Path, capsys) -> None:
+    data = write_data(tmp_path / "data", train=4, val=4)
+    for split, box in (("train", "0.5 0.1 0.2 0.8"), ("val", "0.5 0.1 0.8 0.2")):
+        for file in (data / "labels" / split).iterdir():
+            rows = [f"0 0.5 {0.12 + 0.15 * row:.2f} {' '.join(box.split()[2:])}" for row in range(6)]
+            file.write_text("\n".join(rows) + "\n")
+    words = ["--data", str(data), "--weights", "none", "--time-limit", "0.001", "--workers", "0", "--device", "cpu"]
+    words += ["--threads", "1", "--size", "64", "--no-report"]
+    assert zoo(["finetune", *words, "--out", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().out
+    assert "note: class" in said and "100% upright" in said and "--quarter-turn 0.5 shows the network both" in said
+    assert zoo(["finetune", *words, "--quarter-turn", "0.5", "--out", str(tmp_path / "two")]) == 0
+    assert "note: class" not in capsys.readouterr().out
+
+
 def test_resuming_with_other_settings_or_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     settings = {**SMALL, "data": str(data), "out": run}
@@ -175,8 +190,10 @@ def test_what_is_left_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     settings = TrainSettings(data="d", device="cpu")
-    for there, precision in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(devices, "_cpu_has_bf16", lambda answer=there: answer)
+    assert 0.01 < devices._bf16_gain() < 100
+    for there, gain, precision in ((True, 1.5, "bf16"), (True, 0.5, "no"), (False, 1.5, "no")):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda answer=there: answer)
+        monkeypatch.setattr(devices, "_bf16_gain", lambda answer=gain: answer)
         assert settle_precision(settings) == precision
         half = TrainSettings(data="d", device="cpu", precision="bf16")
         with contextlib.nullcontext() if there else pytest.warns(UserWarning, match="bf16: this processor has no such"):

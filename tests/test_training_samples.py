@@ -147,7 +147,7 @@ def test_quarter_turns_are_exact_and_as_often_as_asked_for() -> None:
             (box,) = augment(np.random.default_rng(seed), 0, 1, lambda _: bar, settings, mosaic=False).boxes
             upright += bool(box[3] - box[1] > box[2] - box[0])
         assert low <= upright <= high
-    with pytest.raises(TrainingError, match="--quarter-turn is 1.5"):
+    with pytest.raises(TrainingError, match=r"--quarter-turn is 1\.5"):
         TrainSettings(data="x", quarter_turn=1.5)
 
 

@@ -117,7 +117,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
         _announce(record, start, bool(stored))
         if not size_given:
             sys.stdout.write(f"input: {settings.size} pixels; --size takes another longer side\n")
-        sys.stdout.write(_thin_boxes(train, settings))
+        sys.stdout.write(_thin_boxes(train, settings) + _turned_classes(train, val, settings))
     outcome = Trainer(settings, train, val, start, accelerator, provenance(record, settings)).run()
     if accelerator.is_main_process and outcome.finished:
         from .outputs import finish
@@ -213,6 +213,16 @@ def _thin_boxes(train: Dataset, settings: TrainSettings) -> str:
         f"note: at --size {settings.size} {thin} of {boxes} boxes to train on are thinner than {THIN} pixels, which is "
         "hard to find; `agssp-zoo check-data` compares sizes and tiles\n"
     )
+
+
+def _turned_classes(train: Dataset, val: Dataset, settings: TrainSettings) -> str:
+    """Lines that say so where the network would never see the direction in which classes lie to be scored."""
+    from .data.directions import turned_classes
+
+    if settings.quarter_turn:
+        return ""
+    found = turned_classes(train.records, val.records, train.class_names, settings.val_split)
+    return "".join(f"note: class {turned}; --quarter-turn 0.5 shows the network both directions\n" for turned in found)
 
 
 def _some(names: tuple[str, ...], limit: int = 8) -> str:

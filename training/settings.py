@@ -110,8 +110,8 @@ class TrainSettings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", runtime=True)
     precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "auto",
-        "arithmetic of the network: no (float32), bf16 or fp16 (mixed); auto takes bf16 where the processor has it: "
-        "most GPUs, and CPUs with AVX512-BF16 or AMX, where a step takes two thirds of the time",
+        "arithmetic of the network: no (float32), bf16 or fp16 (mixed); auto takes bf16 on most "
+        "GPUs, and on CPUs where it is faster, which is tried out",
     )
     threads: int = setting(0, "CPU threads of the network; 0 takes all cores", runtime=True)
     workers: int = setting(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agssp_zoo.errors import AgsspZooError
 
 from .dataset import Dataset
+from .directions import turned_classes
 from .input_sizes import compare_input_sizes
 from .problems import Problem, Problems
 from .progress import progress
@@ -129,6 +130,7 @@ def check_dataset(dataset: Dataset, *, decode: bool = True) -> CheckReport:
         _overlaps(record, dataset.class_names, problems)
     boxes, images = _count(dataset)
     _judge_counts(dataset, boxes, problems)
+    _judge_directions(dataset, problems)
     areas = [np.prod(r.boxes[:, 2:] - r.boxes[:, :2], axis=1) for r in dataset.records]
     sides = np.sqrt(np.concatenate(areas)) if areas else np.zeros(0)
     sizes = np.histogram(sides, bins=[*SIZE_EDGES, np.inf])[0].astype(np.int64)
@@ -252,3 +254,15 @@ def _judge_counts(dataset: Dataset, boxes: dict[str, NDArray[np.int64]], problem
     if "val" not in boxes and "train" in boxes and not dataset.unlabelled:
         message = "there is no split val; list its images in val.txt, or use dataset.random_split(0.2, seed=0)."
         problems.warning("no-val-split", dataset.path, message)
+
+
+def _judge_directions(dataset: Dataset, problems: Problems) -> None:
+    """Classes that stand upright where the network learns and lie where it is scored, or the other way round."""
+    if "train" not in dataset.splits:
+        return
+    train = dataset.split("train").records
+    for split in dataset.splits:
+        if split != "train":
+            for turned in turned_classes(train, dataset.split(split).records, dataset.class_names, split):
+                message = f"class {turned}; `finetune --quarter-turn 0.5` shows the network both directions."
+                problems.warning("class-turned", dataset.path, message)

@@ -107,7 +107,7 @@ class PretrainSettings:
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", runtime=True)
     precision: Literal["auto", "no", "bf16", "fp16"] = setting(
-        "auto", "arithmetic of the network: no (float32), bf16 or fp16 (mixed); auto: bf16 where the processor has it"
+        "auto", "arithmetic of the network: no (float32), bf16 or fp16 (mixed); auto: bf16 where it is faster"
     )
     threads: int = setting(0, "CPU threads of the network; 0 takes all cores", runtime=True)
     workers: int = setting(
