@@ -71,9 +71,10 @@ class Arm:
 _LITE = "yolov8_resnet50_lite"
 _IMAGENET = "{imagenet} --options v1_strides=true"
 _VAL = "--exclude {data}/neu_det/val.txt"
-_AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images "
+_AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images {{pool}} --maps {{maps}}"
+_SQUASHED = f"{_AGBP} --aspect square"
 # One data set has one name, so there is nothing to classify; left out everywhere, the arms of the studies stay alike.
-_STUDY = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --task none --images "
+_STUDY = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --aspect square --task none --images "
 
 
 def _agdp(backbone: str) -> str:
@@ -93,11 +94,11 @@ def _maps(method: str) -> str:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("agbp", _AGBP + "{pool} --maps {maps}"),
+        Stage("agbp", _SQUASHED),
         Stage("agdp", _agdp("agbp"), after="agbp"),
-        Stage("balanced_agbp", _AGBP + "{pool} --maps {maps} --sampling balanced"),
+        Stage("balanced_agbp", f"{_SQUASHED} --sampling balanced"),
         Stage("balanced_agdp", _agdp("balanced_agbp"), after="balanced_agbp"),
-        Stage("keep_agbp", _AGBP + "{pool} --maps {maps} --aspect keep"),
+        Stage("keep_agbp", _AGBP),
         Stage("keep_agdp", _agdp("keep_agbp"), after="keep_agbp"),
         Stage(
             "resnet50_imagenet", "--weights {imagenet} --options v1_strides=true", module="benchmarks.backbone_folder"
