@@ -152,6 +152,8 @@ ARMS = {
             "keep_agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/keep_agbp/last", "keep_agbp"
         ),
         Arm("keep_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/keep_agdp/last", "keep_agdp"),
+        Arm("zoo_agssp", "`yolov8_n.agssp`", "--model yolov8_n.agssp"),
+        Arm("turned_agssp", "the same, `--quarter-turn 0.5`", "--model yolov8_n.agssp --quarter-turn 0.5"),
         Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),
         *(
             Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
@@ -172,6 +174,7 @@ TABLES = {
     "yolov8_n": ("random", "agbp", "agssp"),
     "balanced": ("random", "balanced_agbp", "balanced_agssp"),
     "keep": ("random", "keep_agbp", "keep_agssp"),
+    "turned": ("zoo_agssp", "turned_agssp"),
     "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
     "studies": ("random", *(f"study_{name}" for name in STUDIES)),
 }
