@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 from benchmarks.common import ROOT, write_between
-from benchmarks.gain import Places, Run, both_columns, labelled, measure, read_scores
+from benchmarks.gain import NMS_IOU, Places, Run, both_columns, labelled, measure, read_scores, score
 
 DOCS = ROOT / "docs" / "finetuning.md"
 ALL = "--size 224 --epochs 80"
 """What all runs have in common, unless a case says otherwise."""
 CASES = {
-    "default": ("the defaults", ""),
+    "default": (f"the defaults, scored with `--nms-iou {NMS_IOU:g}`", ""),
     "lr_002": ("`--lr 0.002`", "--lr 0.002"),
     "ema_short": ("`--ema-decay 0.98 --ema-ramp 20`", "--ema-decay 0.98 --ema-ramp 20"),
     "freeze": ("`--freeze 2`", "--freeze 2"),
@@ -31,6 +31,8 @@ CASES = {
     "size_640": ("`--size 640`", "--size 640"),
 }
 """Name -> as in the table, options that differ."""
+SCORED = {f"nms_{iou:g}": (f"`--nms-iou {iou:g}`", iou) for iou in (0.3, 0.4, 0.5, 0.6, 0.8)}
+"""Name -> as in the table, IoU of the suppression: the weights of ``default``, scored again."""
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with neu_det")
     parser.add_argument("--out", type=Path, default=Path("runs/settings"))
-    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="*", choices=[*CASES, *SCORED], default=[*CASES, *SCORED])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--table-only", action="store_true", help="run nothing: the runs that are finished")
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
@@ -62,6 +64,10 @@ def finetune(case: str, seed: int, places: Places) -> None:
     if result.is_file():
         return
     data = labelled(places, Run(case, 100, seed, lr=0.0))
+    if case in SCORED:
+        finetune("default", seed, places)
+        score(result, places.out / f"default_{seed}" / "last", data, SCORED[case][1])
+        return
     start = f"finetune --data {data} --seed {seed} --val-every 1000 --no-plots --no-report".split()
     measure(result, [*start, *merged(f"--model yolov8_n.agssp {ALL}", CASES[case][1])], data, places)
 
@@ -80,7 +86,8 @@ def table(out: Path) -> str:
     metrics = " | ".join(f"{key} of each seed | mean | change" for key in ("map50", "map50_95"))
     text = f"| changed | {metrics} |\n|---|---|--:|--:|---|--:|--:|\n"
     base: dict[int, dict[str, float]] = {}
-    for case, (label, _) in CASES.items():
+    labels = {name: text for name, (text, _) in [*CASES.items(), *SCORED.items()]}
+    for case, label in labels.items():
         found = read_scores(out, case)
         base = base or found
         if found:

@@ -17,9 +17,10 @@ from agssp_zoo.errors import TrainingError  # noqa: E402
 from agssp_zoo.folder import write_folder  # noqa: E402
 from agssp_zoo.models import Backbone  # noqa: E402
 from agssp_zoo.training.data.records import Record  # noqa: E402
+from agssp_zoo.training.families import family_of  # noqa: E402
 from agssp_zoo.training.renormalize import renormalize  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings  # noqa: E402
-from agssp_zoo.training.transfer import build_start, settle_size  # noqa: E402
+from agssp_zoo.training.transfer import build_start, settle_nms, settle_size  # noqa: E402
 
 UNIT = Preprocess()
 
@@ -121,3 +122,19 @@ def test_the_input_is_as_large_as_the_weights_knew_it_or_as_the_images(tmp_path:
     assert settled(200, model="yolov8_n", weights="none") == 640, "the authors' size: random weights know none"
     scratch = {"model": "yolov8_n", "weights": "none", "backbone_weights": str(backbone)}
     assert [settled(side, **scratch) for side in (100, 193)] == [192, 224]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "own", "chosen"), [("yolov8_n", 0.7, 0.5), ("yolov8_resnet50_lite", 0.7, 0.5)]
+)
+def test_suppression_of_defects_is_stricter_than_the_authors(architecture: str, own: float, chosen: float) -> None:
+    settings = TrainSettings(data="x", model=architecture, weights="none")
+    start = build_start(settings, ("scratch",))
+    assert start.module.config.postprocess is not None and start.module.config.postprocess.iou == own
+    family = family_of(start.module)
+    assert settle_nms(settings, start, None).nms_iou == own == start.module.config.postprocess.iou
+    assert settle_nms(settings, start, family.nms_iou).nms_iou == chosen == start.module.config.postprocess.iou
+    given = dataclasses.replace(settings, nms_iou=0.65)
+    assert settle_nms(given, start, family.nms_iou).nms_iou == 0.65 == start.module.config.postprocess.iou
+    with pytest.raises(TrainingError, match=r"--nms-iou is 1\.2"):
+        dataclasses.replace(settings, nms_iou=1.2)

@@ -46,12 +46,14 @@ class Family:
         build_loss: module, settings and labelled boxes of each class -> the loss.
         times_batch: whether the family's learning rates are meant for the loss times the images of a step.
         rates: by optimizer, what a run takes where it does not say and the optimizer's own would not do.
+        nms_iou: of the suppression in a fine-tuned model, where a run does not say; None: the model's own.
     """
 
     parts: tuple[str, ...]
     build_loss: Callable[[Any, TrainSettings, NDArray[np.int64]], Loss]
     times_batch: bool = False
     rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    nms_iou: float | None = None
 
 
 def family_of(module: DetectorModule) -> Family:
@@ -96,9 +98,13 @@ def _refuse_yolo_settings(module: DetectorModule, settings: TrainSettings) -> No
             raise TrainingError(f"{flag} is of the YOLOv8 detectors' loss; {module.config.architecture} has none.")
 
 
+DEFECTS_IOU = 0.5
+"""Of the suppression after YOLOv8 heads. Crowds of things that hide each other want the usual 0.7; but where a scratch
+ends is a matter of opinion, and several boxes around one overlap by less than that (docs/finetuning.md has figures)."""
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "yolov8": Family(("box_loss", "cls_loss", "dfl_loss"), _yolov8, times_batch=True),
+        "yolov8": Family(("box_loss", "cls_loss", "dfl_loss"), _yolov8, times_batch=True, nms_iou=DEFECTS_IOU),
         "faster_rcnn": Family(TWO_STAGE_PARTS, _faster_rcnn),
         "dino": Family(SET_PREDICTION_PARTS, _dino, rates={"adamw": {"lr": 1e-4, "weight_decay": 1e-4}}),
     }

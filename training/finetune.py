@@ -98,7 +98,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
 
     from .families import family_of
     from .trainer import Trainer
-    from .transfer import build_start, settle_size
+    from .transfer import build_start, settle_nms, settle_size
 
     train, val = read_splits(settings)
     if stored and stored["data"]["fingerprint"] != fingerprint(train, val):
@@ -109,7 +109,9 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
     start = build_start(settings, train.class_names)
     size_given = settings.size
     settings = settle_size(settings, start, train.records)
-    settings = settings.settled(precision, family_of(start.module).rates)
+    family = family_of(start.module)
+    settings = settle_nms(settings, start, family.nms_iou)
+    settings = settings.settled(precision, family.rates)
     record = describe(settings, train, val, start)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

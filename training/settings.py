@@ -87,6 +87,11 @@ class TrainSettings:
     box_weight: float = setting(7.5, "weight of the box loss (CIoU)")
     cls_weight: float = setting(0.5, "weight of the class loss (BCE)")
     dfl_weight: float = setting(1.5, "weight of the distance loss (DFL)")
+    nms_iou: float | None = setting(
+        None,
+        "of two boxes of one class that overlap by more than this IoU the better one stays, in validation and in the "
+        "finished model; left out: 0.5 for YOLOv8 detectors, the model's own for others",
+    )
     patience: int = setting(0, "stop after this many epochs without a better map50_95; 0 never stops early")
     val_every: int = setting(1, "validate after every this many epochs, and after the last")
     seed: int = setting(0, "seed of weights, order and augmentation")
@@ -150,7 +155,7 @@ class TrainSettings:
         for name in (
             *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
             *("drop_path", "scale", "flip_lr", "flip_ud", "quarter_turn", "brightness", "contrast", "saturation"),
-            "backbone_lr",
+            *("backbone_lr", "nms_iou"),
         ):
             _check(0 <= (getattr(self, name) or 0) <= 1, name, self, "it must lie in 0-1")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from .settings import TrainSettings
 MOST_UNASKED = 640
 """The largest input that a run takes by itself where images are larger."""
 FILES = ("config.json", "model.safetensors")
+Settings = TypeVar("Settings", bound=TrainSettings)
 ORIGIN = ("license", "license_link", "source", "source_sha256", "sha256", "datasets")
 """What is kept of the provenance of the models that a run starts from."""
 
@@ -135,6 +136,22 @@ def settle_size(settings: TrainSettings, start: Start, records: Sequence[Record]
     size = max(_longer(config.preprocess.size), min(MOST_UNASKED, 32 * math.ceil(longer / 32)))
     start.module.config = config.replace(preprocess=_at_size(config, size))
     return dataclasses.replace(settings, size=size)
+
+
+def settle_nms(settings: Settings, start: Start, iou: float | None) -> Settings:
+    """The settings with the IoU of the suppression, which the start's config then names, too.
+
+    Args:
+        settings: of the run.
+        start: what it starts from; its module's config is changed.
+        iou: what a run takes where it does not say; None: what the start has.
+    """
+    config = start.module.config
+    if config.postprocess is None:  # for the type checker: it is a detector's
+        return settings
+    chosen = next(value for value in (settings.nms_iou, iou, config.postprocess.iou) if value is not None)
+    start.module.config = config.replace(postprocess=dataclasses.replace(config.postprocess, iou=chosen))
+    return dataclasses.replace(settings, nms_iou=chosen)
 
 
 def _longer(size: int | tuple[int, int]) -> int:

@@ -88,7 +88,7 @@ def pretrain_detector(*, resume: bool = False, **values: Any) -> Outcome:
     from ..families import family_of
     from ..finetune import check_extras
     from ..trainer import Trainer
-    from ..transfer import build_start
+    from ..transfer import build_start, settle_nms
     from .stage2 import announce, changes, check_frozen, describe, provenance, read_boxes, write_boxes
 
     settings, stored = _settle(values, resume)
@@ -101,6 +101,7 @@ def pretrain_detector(*, resume: bool = False, **values: Any) -> Outcome:
     check_frozen(settings, start)
     backbone = start.module.backbone
     names = tuple(info.name for info in backbone.stage_info)
+    settings = settle_nms(settings, start, None)
     settings = settings.settled_for(precision, backbone.config.architecture, names, family_of(start.module).rates)
     pool = read_boxes(settings)
     record = describe(settings, pool, start)

@@ -64,6 +64,11 @@ class DetectorSettings(TrainSettings):
     )
     warmup: float = setting(1.0, "epochs over which the learning rate rises from 0")
     close_mosaic: int = setting(2, "last epochs without mosaic")
+    nms_iou: float | None = setting(
+        None,
+        "of two found boxes that overlap by more than this IoU the better one stays, in validation and in the finished "
+        "model; left out: the model's own",
+    )
     report: bool = setting(
         False, "measure the best model on the held-out images at the end and write val/report.html", runtime=True
     )
