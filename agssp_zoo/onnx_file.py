@@ -1,14 +1,14 @@
 """Changing single entries of an ONNX file, without the onnx package, which only the ``export`` extra brings.
 
-An ONNX file is one protobuf message. Entries of it are exchanged (the initialiser ``conf_threshold`` and the metadata
-``config``) or left out; all other bytes stay as they are. Field numbers are those of ``onnx.proto`` (Apache-2.0), the
-encoding is https://protobuf.dev/programming-guides/encoding/.
+An ONNX file is one protobuf message. Entries of it are exchanged (the initialisers ``conf_threshold`` and
+``iou_threshold``, the metadata ``config``) or left out; all other bytes stay as they are. Field numbers are those of
+``onnx.proto`` (Apache-2.0), the encoding is https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agssp_zoo.errors import EngineError
@@ -20,18 +20,22 @@ TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW = 1, 2, 8, 9  # of TensorProto
 INFO_NAME, INFO_TYPE = 1, 2  # of ValueInfoProto
 TENSOR_OF_TYPE, SHAPE, DIM, DIM_NAME = 1, 2, 1, 2  # of TypeProto, its Tensor, TensorShapeProto, its Dimension
 FLOAT = 1
-CONF = b"conf_threshold"
+CONF, IOU = b"conf_threshold", b"iou_threshold"
+
+Tensors = Mapping[bytes, Sequence[float]]
+"""Initialisers, float32 (n,), by name."""
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 
-def with_thresholds(path: Path, thresholds: Sequence[float], config: str) -> list[bytes | memoryview]:
-    """The content of an ONNX file of ours with other score thresholds and another config.
+def with_thresholds(path: Path, thresholds: Sequence[float], iou: float, config: str) -> list[bytes | memoryview]:
+    """The content of an ONNX file of ours with other thresholds and another config.
 
     Args:
         path: the file of ``agssp-zoo export``. One without a selection of detections (``--raw``, a backbone) has no
             thresholds to change, only a config.
-        thresholds: one for all classes, or one for each in label order.
+        thresholds: of scores, one for all classes, or one for each in label order.
+        iou: of the suppression; a file without suppression (DINO) has none to change.
         config: the text of config.json.
 
     Returns:
@@ -41,7 +45,8 @@ def with_thresholds(path: Path, thresholds: Sequence[float], config: str) -> lis
         EngineError: it is no ONNX file, none of ours, or one whose threshold is one for all classes.
     """
     try:
-        return _exchange(memoryview(path.read_bytes()), path, thresholds, config.encode())
+        tensors = {CONF: thresholds, IOU: (iou,)}
+        return _exchange(memoryview(path.read_bytes()), path, tensors, config.encode())
     except (IndexError, ValueError, struct.error):
         raise EngineError(f"{path} is damaged or no ONNX file; make it with `agssp-zoo export`.") from None
 
@@ -78,12 +83,12 @@ def without_initializers(path: Path, names: Collection[str]) -> list[bytes | mem
     return parts
 
 
-def _exchange(data: memoryview, path: Path, thresholds: Sequence[float], config: bytes) -> list[bytes | memoryview]:
+def _exchange(data: memoryview, path: Path, tensors: Tensors, config: bytes) -> list[bytes | memoryview]:
     parts: list[bytes | memoryview] = []
     found = False
     for number, entry, payload in _fields(data):
         if number == GRAPH:
-            graph = _graph(payload, path, thresholds)
+            graph = _graph(payload, path, tensors)
             parts += [_head(GRAPH, sum(map(len, graph))), *graph]
         elif number == METADATA and bytes(_first(payload, KEY)) == b"config":
             found = True
@@ -96,12 +101,12 @@ def _exchange(data: memoryview, path: Path, thresholds: Sequence[float], config:
     return parts
 
 
-def _graph(data: memoryview, path: Path, thresholds: Sequence[float]) -> list[bytes | memoryview]:
-    """The graph with other thresholds, in parts."""
+def _graph(data: memoryview, path: Path, tensors: Tensors) -> list[bytes | memoryview]:
+    """The graph with other initialisers, in parts."""
     parts: list[bytes | memoryview] = []
     for number, entry, payload in _fields(data):
-        if number == INITIALIZER and bytes(_first(payload, TENSOR_NAME)) == CONF:
-            parts.append(_field(INITIALIZER, _tensor(thresholds)))
+        if number == INITIALIZER and (name := bytes(_first(payload, TENSOR_NAME))) in tensors:
+            parts.append(_field(INITIALIZER, _tensor(name, tensors[name])))
             continue
         if number == INPUT and bytes(_first(payload, INFO_NAME)) == CONF and not _has_free_length(payload):
             raise EngineError(
@@ -112,12 +117,12 @@ def _graph(data: memoryview, path: Path, thresholds: Sequence[float]) -> list[by
     return parts
 
 
-def _tensor(values: Sequence[float]) -> bytes:
-    """A TensorProto of float32 named ``conf_threshold``."""
+def _tensor(name: bytes, values: Sequence[float]) -> bytes:
+    """A TensorProto of float32, (n,)."""
     raw = struct.pack(f"<{len(values)}f", *values)
     dims = _number(TENSOR_DIMS << 3 | _VARINT) + _number(len(values))
     kind = _number(TENSOR_TYPE << 3 | _VARINT) + _number(FLOAT)
-    return dims + kind + _field(TENSOR_NAME, CONF) + _field(TENSOR_RAW, raw)
+    return dims + kind + _field(TENSOR_NAME, name) + _field(TENSOR_RAW, raw)
 
 
 def _has_free_length(info: memoryview) -> bool:

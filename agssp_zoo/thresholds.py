@@ -150,13 +150,16 @@ def check_fits(file: ThresholdFile, config: ModelConfig, weights_sha256: str | N
             )
 
 
-def set_thresholds(model: str | os.PathLike[str], class_conf: Mapping[str, float]) -> list[Path]:
-    """Gives the classes of a model thresholds of their own, in place of all it had.
+def set_thresholds(
+    model: str | os.PathLike[str], class_conf: Mapping[str, float], iou: float | None = None
+) -> list[Path]:
+    """Gives the classes of a model thresholds of their own, in place of all it had, and another IoU of the suppression.
 
     Args:
         model: a model folder, whose config.json and ONNX files are changed and whose checksums are brought up to date;
             or an ONNX file.
         class_conf: class name -> threshold; a class that is not named takes the model's ``conf``. Empty: all do.
+        iou: of two boxes of one class that overlap by more, the better one stays; ``None``: as it is.
 
     Returns:
         The files that were changed.
@@ -170,15 +173,17 @@ def set_thresholds(model: str | os.PathLike[str], class_conf: Mapping[str, float
     from agssp_zoo.onnx_file import with_thresholds
 
     config, folder, onnx_files = open_model(model)
-    config = config.replace(postprocess=replace(_postprocess(config), class_conf=dict(class_conf)))
-    thresholds = _postprocess(config).thresholds(config.class_names)
+    post = _postprocess(config)
+    post = replace(post, class_conf=dict(class_conf), iou=post.iou if iou is None else iou)
+    config = config.replace(postprocess=post)
+    thresholds = post.thresholds(config.class_names)
     done: list[tuple[Path, Path]] = []
     try:
         try:
             for file in onnx_files:  # all are made before the first is put in place
                 done.append((_beside(file), file))
                 with done[-1][0].open("wb") as stream:
-                    stream.writelines(with_thresholds(file, thresholds, config.to_json()))
+                    stream.writelines(with_thresholds(file, thresholds, post.iou, config.to_json()))
             if folder is not None:
                 done.append((_beside(folder / CONFIG), folder / CONFIG))
                 done[-1][0].write_text(config.to_json(), encoding="utf-8", newline="\n")

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +19,15 @@ from PIL import Image
 
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import DataError, InvalidArgumentError, MissingDependencyError
+from agssp_zoo.geometry import nms
 from agssp_zoo.training.evaluation import GroundTruth, Prediction, class_mapping, evaluate, quick_map, validate
+from agssp_zoo.training.evaluation.cli import advice
 from agssp_zoo.training.evaluation.coco import coco_dicts
 from agssp_zoo.training.evaluation.curves import between, wilson
 from agssp_zoo.training.evaluation.errors import KINDS
 from agssp_zoo.training.evaluation.inputs import build_table
 from agssp_zoo.training.evaluation.runner import ValidationSettings
+from agssp_zoo.training.evaluation.suppression import Stricter
 
 NAMES = ("crack", "pit", "scale", "scratch", "patch", "inclusion")
 
@@ -444,6 +448,40 @@ def test_validate_scores_the_split_whatever_the_order_of_the_classes(dataset):
     assert values["data"]["fingerprint"] == data.split("val").fingerprint() and values["data"]["split"] == "val"
     assert values["versions"]["numpy"] == np.__version__ and values["machine"]["cores"] >= 1
     assert values["settings"]["conf"] == 0.05 and values["command"] == "agssp-zoo val"
+
+
+def test_validate_says_what_a_stricter_suppression_would_score(dataset):
+    data, _, _ = dataset
+    # Each labelled box is found exactly, and again by a worse scored box that overlaps it by 65 percent.
+    answers = [Prediction(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))] * 30
+    for record in data.records:
+        kept = ~record.crowd
+        boxes, labels = record.boxes[kept], record.labels[kept]
+        narrow = boxes.copy()
+        narrow[:, 2] -= 0.35 * (boxes[:, 2] - boxes[:, 0])
+        scores = np.linspace(0.9, 0.8, len(boxes), dtype=np.float32)
+        place = int(record.load_image()[0, 0, 0])
+        answers[place] = Prediction(np.concatenate([boxes, narrow]), np.concatenate([scores, scores - 0.3]),
+                                    np.tile(labels, 2))  # fmt: skip
+    detector = FakeDetector(answers, NAMES)
+    result = validate(detector, data)
+    suppressed = [Prediction(a.boxes[k], a.scores[k], a.labels[k]) for a in answers
+                  for k in [nms(a.boxes, a.scores, a.labels, 0.5)]]  # fmt: skip
+    records = data.split("val").records
+    order = [int(record.load_image()[0, 0, 0]) for record in records]
+    expected = quick_map(records, [suppressed[place] for place in order], 6)
+    assert result.stricter == Stricter(0.5, expected.map50, expected.map50_95)
+    assert result.to_dict()["stricter_nms"]["map50"] == expected.map50
+    assert sum(len(one.scores) for one in suppressed) < sum(len(one.scores) for one in answers)
+    for own in (0.5, 1.0):
+        strict = validate(detector, data, settings=ValidationSettings(iou=own))
+        assert strict.stricter is None and "stricter_nms" not in strict.to_dict()
+
+    better = replace(result, stricter=Stricter(0.5, result.metrics.map50 + 0.02, 0.3))
+    (line,) = advice(better)
+    assert "agssp-zoo thresholds MODEL --iou 0.5" in line
+    assert advice(replace(better, stricter=Stricter(0.5, result.metrics.map50 + 0.005, 0.9))) == []
+    assert advice(replace(better, stricter=None)) == [] == advice(replace(better, stricter=Stricter(0.5, math.nan, 0)))
 
 
 def test_validate_as_one_class(dataset):

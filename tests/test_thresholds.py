@@ -225,13 +225,37 @@ def test_only_thresholds_and_config_change_in_the_file(folder: Path) -> None:
     assert ModelFolder.open(folder).config == CONFIG
 
 
+def test_the_suppression_changes_in_config_and_graph(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["thresholds", str(folder), "--iou", "0.45"]) == 0
+    assert "0.45" in capsys.readouterr().out
+    assert ModelFolder.open(folder).config == CONFIG.replace(postprocess=replace(CONFIG.postprocess, iou=0.45))
+    assert load_detector(folder / "model.onnx").config == ModelFolder.open(folder).config
+    graph = onnx.load(folder / "model.onnx").graph
+    found = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in graph.initializer if t.name.endswith("threshold")}
+    assert found == {"conf_threshold": [0.25], "iou_threshold": [pytest.approx(0.45)]}
+    onnx.checker.check_model(onnx.load(folder / "model.onnx"), full_check=True)
+
+    file = folder.parent / "thresholds.json"
+    file.write_text('{"classes": {"red": 0.5}}')
+    assert main(["thresholds", str(folder), str(file), "--iou", "0.5"]) == 2
+    assert main(["thresholds", str(folder), str(file)]) == 0
+    capsys.readouterr()
+    assert main(["thresholds", str(folder), "--iou", "0.6"]) == 2
+    assert "measured with IoU 0.45" in capsys.readouterr().err
+    assert main(["thresholds", str(folder), "--iou", "1.5", "--remove"]) == 2
+    assert ModelFolder.open(folder).config.postprocess.class_conf == {"red": 0.5}, "nothing was lost"
+    assert main(["thresholds", str(folder), "--iou", "0.7", "--remove", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["iou"] == 0.7 and ModelFolder.open(folder).config == CONFIG
+
+
 def _same_but_the_tensor(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
-    """Equal, wherever and however the one tensor is stored."""
+    """Equal, wherever and however the two tensors are stored."""
     values = []
     for model in (one, other):
-        (tensor,) = (t for t in model.graph.initializer if t.name == "conf_threshold")
-        values.append(onnx.numpy_helper.to_array(tensor).tolist())
-        model.graph.initializer.remove(tensor)
+        values.append([])
+        for tensor in [t for t in model.graph.initializer if t.name in ("conf_threshold", "iou_threshold")]:
+            values[-1].append((tensor.name, onnx.numpy_helper.to_array(tensor).tolist()))
+            model.graph.initializer.remove(tensor)
     return values[0] == values[1] and one == other
 
 
@@ -266,7 +290,7 @@ def test_a_damaged_file_is_told_without_a_traceback(tmp_path: Path) -> None:
     for data in (b"", b"\xff" * 20, content[:3000], content[: len(content) // 2], b"\x0b" + content):
         (tmp_path / "wrong.onnx").write_bytes(data)
         with pytest.raises(EngineError, match=r"wrong\.onnx"):
-            with_thresholds(tmp_path / "wrong.onnx", (0.5,), "{}")
+            with_thresholds(tmp_path / "wrong.onnx", (0.5,), 0.7, "{}")
 
 
 # --- thresholds.json --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``agssp-zoo thresholds``: gives the classes of a model score thresholds of their own, or shows them."""
+"""``agssp-zoo thresholds``: the score threshold of every class of a model, and the IoU of its suppression."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the model's own conf (default: refuse)",
     )
     parser.add_argument("--remove", action="store_true", help="one threshold for all classes again: the model's conf")
+    parser.add_argument(
+        "--iou", type=float, help="of two boxes of one class that overlap by more than this IoU, the better one stays"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,8 +46,20 @@ def run(args: argparse.Namespace) -> int:
     changed: list[Path] = []
     if args.file is not None and args.remove:
         raise InvalidArgumentError("give a file or --remove, not both.")
-    if args.remove:
-        changed = set_thresholds(args.model, {})
+    if args.iou is not None and not 0.0 <= args.iou <= 1.0:
+        raise InvalidArgumentError(f"--iou is {args.iou:g}; it must lie in 0-1.")
+    if args.iou is not None and args.file is not None:
+        raise InvalidArgumentError(
+            "the thresholds of a file were measured with one IoU; give the file or --iou, not both."
+        )
+    post = open_model(args.model)[0].postprocess
+    if args.iou is not None and post and post.class_conf and not args.remove:
+        raise InvalidArgumentError(
+            f"the thresholds of {args.model} were measured with IoU {post.iou:g}; with another they say something "
+            "else: add --remove, and measure them again with `agssp-zoo val`."
+        )
+    if args.remove or args.iou is not None:
+        changed = set_thresholds(args.model, {}, args.iou)
     elif args.file is not None:
         config, folder, _ = open_model(args.model)
         weights = folder / WEIGHTS if folder else None
@@ -55,11 +70,19 @@ def run(args: argparse.Namespace) -> int:
     post = config.postprocess
     own = dict(post.class_conf) if post else {}
     if args.json:
-        print_json({"changed": list(map(str, changed)), "conf": post.conf if post else None, "class_conf": own})
+        print_json(
+            {
+                "changed": list(map(str, changed)),
+                "conf": post.conf if post else None,
+                "class_conf": own,
+                "iou": post.iou if post else None,
+            }
+        )
         return 0
     print_table(
         [(name, f"{own[name]:g}" if name in own else f"{post.conf if post else 0:g} (conf)")
          for name in config.class_names]
+        + [("IoU of the suppression", f"{post.iou:g}" if post else "")]
     )  # fmt: skip
     if changed:
         sys.stdout.write(f"written: {', '.join(map(str, changed))}\n")

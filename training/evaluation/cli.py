@@ -11,6 +11,7 @@ from agssp_zoo.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from .metrics import Metrics
+    from .runner import Validation
 
 THRESHOLDS = "thresholds.json"
 
@@ -95,7 +96,13 @@ def run(args: argparse.Namespace) -> int:
 
         print_json(validation.to_dict())
         return 0
-    lines = [*table(validation.metrics), f"{validation.about.ms_per_image:.1f} ms an image", f"{figures}", f"{report}"]
+    lines = [
+        *table(validation.metrics),
+        *advice(validation),
+        f"{validation.about.ms_per_image:.1f} ms an image",
+        f"{figures}",
+        f"{report}",
+    ]
     if wish:
         file = Path(args.out) / THRESHOLDS
         lines += [
@@ -105,6 +112,20 @@ def run(args: argparse.Namespace) -> int:
         ]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def advice(validation: Validation) -> list[str]:
+    """A line where a stricter suppression of overlapping boxes would score better."""
+    from .suppression import WORTH
+
+    stricter, metrics = validation.stricter, validation.metrics
+    if stricter is None or not stricter.map50 >= metrics.map50 + WORTH:
+        return []
+    return [
+        f"Of overlapping boxes of one class fewer should stay: with --iou {stricter.iou:g} map50 would be about "
+        f"{stricter.map50:.3f}, map50_95 {stricter.map50_95:.3f}; `agssp-zoo thresholds MODEL --iou {stricter.iou:g}` "
+        "makes it the model's own."
+    ]
 
 
 def table(metrics: Metrics) -> list[str]:

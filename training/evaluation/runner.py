@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,7 @@ from .coco import require_library
 from .inputs import GroundTruth, GroundTruthLike, Ints, Prediction, PredictionLike, class_mapping
 from .metrics import Metrics, evaluate, without_nan
 from .report import write_report
+from .suppression import STRICTER, Stricter, try_stricter
 
 if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig, Size
@@ -122,6 +123,7 @@ class Validation:
         records: the images evaluated.
         ground_truth: their labels as scored.
         predictions: the detections as scored, in the data's class numbers.
+        stricter: what a stricter suppression would score; ``None`` where the model's is as strict, or has none.
     """
 
     metrics: Metrics
@@ -129,10 +131,12 @@ class Validation:
     records: Sequence[Record] = field(repr=False)
     ground_truth: Sequence[GroundTruthLike] = field(repr=False)
     predictions: Sequence[PredictionLike] = field(repr=False)
+    stricter: Stricter | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What metrics.json holds: the figures, then what they were made of."""
-        result: dict[str, Any] = without_nan({**self.metrics.to_dict(), **self.about.to_dict()})
+        stricter = {"stricter_nms": asdict(self.stricter)} if self.stricter else {}
+        result: dict[str, Any] = without_nan({**self.metrics.to_dict(), **stricter, **self.about.to_dict()})
         return result
 
     def save(self, out: str | os.PathLike[str], *, gallery: int = 6) -> tuple[Path, Path]:
@@ -218,6 +222,15 @@ def validate(
         miss_rate=settings.miss_rate,
         conf=settings.conf,
     )
+    stricter = None
+    if STRICTER < _suppression(detector, settings) < 1.0:  # at 1 the model needs none
+        stricter = try_stricter(
+            ground_truth,
+            predictions,
+            len(names),
+            max_det=settings.max_det,
+            ignore_difficult=settings.ignore_difficult,
+        )
     about = replace(
         identity,
         command=shlex.join(["agssp-zoo", *sys.argv[1:]]) if command is None else command,
@@ -231,7 +244,7 @@ def validate(
         machine=machine(),
         versions=versions(),
     )
-    return Validation(metrics, about, part.records, ground_truth, predictions)
+    return Validation(metrics, about, part.records, ground_truth, predictions, stricter)
 
 
 def predict_records(
