@@ -165,8 +165,8 @@ def _bf16_gain() -> float:
     with torch.inference_mode():
         for _ in range(5):  # in turns, so that other work on the machine slows both
             for dtype in fastest:
-                operands = [t.to(dtype, memory_format=torch.channels_last) for t in (image, kernel)]
+                pixels, weights = (t.to(dtype, memory_format=torch.channels_last) for t in (image, kernel))
                 started = time.perf_counter()
-                torch.nn.functional.conv2d(*operands, padding=1)
+                torch.nn.functional.conv2d(pixels, weights, padding=1)
                 fastest[dtype] = min(fastest[dtype], time.perf_counter() - started)
     return fastest[torch.float32] / fastest[torch.bfloat16]
