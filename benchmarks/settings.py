@@ -21,18 +21,22 @@ DOCS = ROOT / "docs" / "finetuning.md"
 ALL = "--size 224 --epochs 80 --mosaic 1"
 """What all runs have in common, unless a case says otherwise."""
 CASES = {
-    "default": (f"the defaults, but `--mosaic 1 --nms-iou {NMS_IOU:g}`", ""),
+    "default": (f"`--mosaic 1 --nms-iou {NMS_IOU:g}`, the defaults before", ""),
     "lr_002": ("`--lr 0.002`", "--lr 0.002"),
     "ema_short": ("`--ema-decay 0.98 --ema-ramp 20`", "--ema-decay 0.98 --ema-ramp 20"),
     "freeze": ("`--freeze 2`", "--freeze 2"),
     "no_mosaic": ("`--mosaic 0`", "--mosaic 0"),
+    "no_mosaic_light": ("`--mosaic 0 --scale 0.2`", "--mosaic 0 --scale 0.2"),
     "quarter_turn": ("`--quarter-turn 0.5`", "--quarter-turn 0.5"),
     "size_320": ("`--size 320`", "--size 320"),
     "size_640": ("`--size 640`", "--size 640"),
 }
 """Name -> as in the table, options that differ."""
-SCORED = {f"nms_{iou:g}": (f"`--nms-iou {iou:g}`", iou) for iou in (0.3, 0.4, 0.5, 0.6, 0.8)}
-"""Name -> as in the table, IoU of the suppression: the weights of ``default``, scored again."""
+SCORED = {
+    **{f"nms_{iou:g}": (f"`--nms-iou {iou:g}`", "default", iou) for iou in (0.3, 0.4, 0.5, 0.6, 0.8)},
+    "both": ("`--mosaic 0 --nms-iou 0.5`, the defaults now", "no_mosaic", 0.5),
+}
+"""Name -> as in the table, whose weights are scored again, with what IoU of the suppression."""
 
 
 def main() -> int:
@@ -65,8 +69,9 @@ def finetune(case: str, seed: int, places: Places) -> None:
         return
     data = labelled(places, Run(case, 100, seed, lr=0.0))
     if case in SCORED:
-        finetune("default", seed, places)
-        score(result, places.out / f"default_{seed}" / "last", data, SCORED[case][1])
+        _, base, nms_iou = SCORED[case]
+        finetune(base, seed, places)
+        score(result, places.out / f"{base}_{seed}" / "last", data, nms_iou)
         return
     start = f"finetune --data {data} --seed {seed} --val-every 1000 --no-plots --no-report".split()
     measure(result, [*start, *merged(f"--model yolov8_n.agssp {ALL}", CASES[case][1])], data, places)
@@ -86,7 +91,7 @@ def table(out: Path) -> str:
     metrics = " | ".join(f"{key} of each seed | mean | change" for key in ("map50", "map50_95"))
     text = f"| changed | {metrics} |\n|---|---|--:|--:|---|--:|--:|\n"
     base: dict[int, dict[str, float]] = {}
-    labels = {name: text for name, (text, _) in [*CASES.items(), *SCORED.items()]}
+    labels = {name: text for name, (text, *_) in [*CASES.items(), *SCORED.items()]}
     for case, label in labels.items():
         found = read_scores(out, case)
         base = base or found
