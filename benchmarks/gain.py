@@ -27,16 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import ROOT, write_between
-from benchmarks.gain_arms import ARMS, BUDGETS, POOL, STAGES, TABLES
+from benchmarks.gain_arms import ARMS, BUDGETS, NMS_IOU, POOL, STAGES, TABLES
 
 DOCS = ROOT / "docs" / "results.md"
 COUNTS = (100, 300, 1439)
 """Numbers of labelled images."""
 TUNING = 400
 """Images of train.txt that the learning rate is chosen on: 100 to learn from, the others to score."""
-
-NMS_IOU = 0.7
-"""What all tables are scored with: `finetune` took it when they were begun; the gains are between equals."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +154,14 @@ def finetune(run: Run, places: Places) -> None:
     epochs = budget.epochs[run.images]
     train = f"finetune --data {data} --size {budget.size} --epochs {epochs} --lr {lr:g} --seed {run.seed}"
     unseen = f"--val-every {epochs} --no-plots --no-report --mosaic 1"  # as when the tables were begun
-    measure(result, [*train.split(), *unseen.split(), *places.fill(arm.start)], data, places)
+    measure(result, [*train.split(), *unseen.split(), *places.fill(arm.start)], data, places, arm.nms_iou)
 
 
-def measure(result: Path, words: Sequence[str], data: Path, places: Places) -> None:
+def measure(result: Path, words: Sequence[str], data: Path, places: Places, nms_iou: float = NMS_IOU) -> None:
     """Fine-tunes in the folder of the result's name, scores the weights of the last epoch, and writes the result."""
     out = result.with_suffix("")
     run_resumable(words, out, places)
-    score(result, out / "last", data)
+    score(result, out / "last", data, nms_iou)
 
 
 def score(result: Path, model: Path, data: Path, nms_iou: float = NMS_IOU) -> None:

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.common import ROOT, write_between
-from benchmarks.gain import NMS_IOU, Places, Run, both_columns, labelled, measure, read_scores, score
+from benchmarks.gain import Places, Run, both_columns, labelled, measure, read_scores, score
+from benchmarks.gain_arms import NMS_IOU
 
 DOCS = ROOT / "docs" / "finetuning.md"
 ALL = "--size 224 --epochs 80 --mosaic 1"
