@@ -97,6 +97,8 @@ def release(
 
 def _measure(name: str, data: Path, best: Path, out: Path, onnx: bool) -> tuple[str, dict[str, float]]:
     """The card's figures, and the three that stand in its header; of the weights as trained and as released."""
+    from agssp_zoo.folder import ModelFolder
+
     from .data import read_dataset
     from .evaluation.runner import ValidationSettings, validate
 
@@ -105,7 +107,8 @@ def _measure(name: str, data: Path, best: Path, out: Path, onnx: bool) -> tuple[
     engine = "onnx" if onnx else "pytorch"
     after = validate(out, dataset, split="val", settings=ValidationSettings(engine=engine)).metrics
     figures = {key: round(float(getattr(after, key)), 4) for key in ("map50", "map75", "map50_95")}
-    return _figures_text(name, data, engine, before, after), figures
+    post = ModelFolder.open(out).config.postprocess
+    return _figures_text(name, data, engine, post.iou if post else 1.0, before, after), figures
 
 
 def _map_errors(trained: ZooModule, released: ZooModule) -> list[float]:
@@ -131,7 +134,7 @@ def _storage_text(errors: list[float]) -> str:
     )
 
 
-def _figures_text(name: str, data: Path, engine: str, before: Any, after: Any) -> str:
+def _figures_text(name: str, data: Path, engine: str, nms_iou: float, before: Any, after: Any) -> str:
     """The card's figures; ``before`` are those of the weights as trained, ``after`` of the files released."""
     rows = "".join(
         f"| {key} | {getattr(after, key):.4f} | {getattr(before, key):.4f} |\n"
@@ -141,7 +144,8 @@ def _figures_text(name: str, data: Path, engine: str, before: Any, after: Any) -
     return (
         "## Figures\n\n"
         f"`agssp-zoo val --data {data.name} --model {name} --split val --engine {engine}` (COCO's definitions, scores "
-        "above 0.001, at most 100 detections a class and image). Beside them the same of the weights as trained: "
+        f"above 0.001, overlapping boxes of a class suppressed from IoU {nms_iou:g} on, at most 100 detections a class and "
+        "image). Beside them the same of the weights as trained: "
         f"storing matrices in float16 moves map50_95 by {100 * (after.map50_95 - before.map50_95):+.2f} points.\n\n"
         f"| | released (float16 matrices, {engine}) | as trained (float32, PyTorch) |\n|---|--:|--:|\n{rows}\n"
         f"| class | boxes | AP50 | AP50_95 |\n|---|--:|--:|--:|\n{classes}"
