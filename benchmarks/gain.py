@@ -153,7 +153,7 @@ def finetune(run: Run, places: Places) -> None:
     lr = budget.lr if run.lr is None else run.lr
     epochs = budget.epochs[run.images]
     train = f"finetune --data {data} --size {budget.size} --epochs {epochs} --lr {lr:g} --seed {run.seed}"
-    unseen = f"--val-every {epochs} --no-plots --no-report --mosaic 1"  # as when the tables were begun
+    unseen = f"--val-every {epochs} --no-plots --no-report"
     measure(result, [*train.split(), *unseen.split(), *places.fill(arm.start)], data, places, arm.nms_iou)
 
 

@@ -73,7 +73,6 @@ class Arm:
 
 
 _LITE = "yolov8_resnet50_lite"
-_NOW = "--mosaic 0"
 _IMAGENET = "{imagenet} --options v1_strides=true"
 _VAL = "--exclude {data}/neu_det/val.txt"
 _AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images {{pool}} --maps {{maps}}"
@@ -157,12 +156,12 @@ ARMS = {
             "keep_agbp", "AGBP", "--model yolov8_n --weights none --backbone-weights {out}/keep_agbp/last", "keep_agbp"
         ),
         Arm("keep_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/keep_agdp/last", "keep_agdp"),
-        Arm("now_random", "random weights", f"--model yolov8_n --weights none {_NOW}", nms_iou=0.5),
-        Arm("now_agssp", "AGSSP (`yolov8_n.agssp`)", f"--model yolov8_n.agssp {_NOW}", nms_iou=0.5),
+        Arm("now_random", "random weights", "--model yolov8_n --weights none", nms_iou=0.5),
+        Arm("now_agssp", "AGSSP (`yolov8_n.agssp`)", "--model yolov8_n.agssp", nms_iou=0.5),
         Arm(
             "now_turned",
             "the same, `--quarter-turn 0.5`",
-            f"--model yolov8_n.agssp {_NOW} --quarter-turn 0.5",
+            "--model yolov8_n.agssp --quarter-turn 0.5",
             nms_iou=0.5,
         ),
         Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),

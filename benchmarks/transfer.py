@@ -100,7 +100,7 @@ def finetune(target: Target, arm: str, start: str, seed: int, args: argparse.Nam
         return
     data = labelled(args.data, args.out, target, seed)
     how = f"--size {target.size} --epochs {target.epochs} --lr {LR:g} --seed {seed}"
-    unseen = f"--val-every {target.epochs} --no-plots --no-report --mosaic 1"  # as when the table was begun
+    unseen = f"--val-every {target.epochs} --no-plots --no-report"
     places = Places(args.data, Path(), args.out, None, None, args.threads)
     measure(result, f"finetune --data {data} {how} {unseen} {start}".split(), data, places)
 

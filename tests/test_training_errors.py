@@ -204,9 +204,6 @@ def test_what_is_left_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_cores", lambda: 16)
     assert (settle_workers(settings, "cpu"), settle_workers(settings, "cuda")) == (1, 8)
     assert settle_workers(TrainSettings(data="d", workers=0), "cuda") == 0
-    for images, mosaic in ((199, 0.0), (200, 1.0)):
-        assert settings.settled("no", images=images).mosaic == mosaic
-        assert TrainSettings(data="d", mosaic=0.3).settled("no", images=images).mosaic == 0.3
     sgd = TrainSettings(data="d", optimizer="sgd").settled("no")
     assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.precision) == (0.01, 0.937, 5e-4, "no")
 

@@ -83,7 +83,7 @@ def augment(
         pad_value: gray level where there is no image, 0-255.
     """
     size = settings.size
-    if mosaic and rng.random() < (1.0 if settings.mosaic is None else settings.mosaic):
+    if mosaic and rng.random() < settings.mosaic:
         others = rng.integers(0, count, 3)
         canvas = compose_mosaic([load(first), *(load(int(i)) for i in others)], size, rng, pad_value)
     else:

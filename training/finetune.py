@@ -111,7 +111,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
     settings = settle_size(settings, start, train.records)
     family = family_of(start.module)
     settings = settle_nms(settings, start, family.nms_iou)
-    settings = settings.settled(precision, family.rates, len(train))
+    settings = settings.settled(precision, family.rates)
     record = describe(settings, train, val, start)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

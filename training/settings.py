@@ -14,8 +14,6 @@ from agssp_zoo.errors import TrainingError
 from agssp_zoo.tiling import Tiling
 
 SettingsT = TypeVar("SettingsT")
-FEW = 200
-"""With fewer images than this to train on, mosaic is off unless it is asked for (docs/finetuning.md has figures)."""
 
 
 def setting(default: Any, text: str, *, runtime: bool = False) -> Any:
@@ -98,11 +96,7 @@ class TrainSettings:
     val_every: int = setting(1, "validate after every this many epochs, and after the last")
     seed: int = setting(0, "seed of weights, order and augmentation")
 
-    mosaic: float | None = setting(
-        None,
-        "probability of composing four images into one; left out: 1, but 0 with fewer than 200 images to train on, "
-        "which are learned faster as they are",
-    )
+    mosaic: float = setting(1.0, "probability of composing four images into one")
     close_mosaic: int = setting(10, "last epochs without mosaic")
     degrees: float = setting(0.0, "largest rotation")
     translate: float = setting(0.1, "largest shift, as a share of the size")
@@ -176,24 +170,18 @@ class TrainSettings:
         return _BY_OPTIMIZER[self.optimizer][name] if given is None else given
 
     def settled(
-        self,
-        precision: Literal["no", "bf16", "fp16"],
-        suits: Mapping[str, Mapping[str, float]] | None = None,
-        images: int = FEW,
+        self, precision: Literal["no", "bf16", "fp16"], suits: Mapping[str, Mapping[str, float]] | None = None
     ) -> TrainSettings:
         """The same settings without anything left to be chosen, so that the run's record says what was done.
 
         Args:
             precision: what ``auto`` stands for.
             suits: what suits the detector, by optimizer; of the rest, what suits the optimizer.
-            images: how many there are to train on.
         """
         chosen: dict[str, Any] = {name: self.chosen(name) for name in _BY_OPTIMIZER[self.optimizer]}
         for name, value in (suits or {}).get(self.optimizer, {}).items():
             if getattr(self, name) is None:
                 chosen[name] = value
-        if self.mosaic is None:
-            chosen["mosaic"] = float(images >= FEW)
         return dataclasses.replace(self, precision=precision, **chosen)
 
     def to_dict(self) -> dict[str, Any]:

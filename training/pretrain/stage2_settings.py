@@ -63,7 +63,6 @@ class DetectorSettings(TrainSettings):
         None, "learning rate after warm-up; left out: for sgd 0.01 (cspdarknet) or 0.0025, for adamw 0.001"
     )
     warmup: float = setting(1.0, "epochs over which the learning rate rises from 0")
-    mosaic: float | None = setting(1.0, "probability of composing four images into one")
     close_mosaic: int = setting(2, "last epochs without mosaic")
     nms_iou: float | None = setting(
         None,
