@@ -149,7 +149,7 @@ def test_a_run_says_where_a_class_lies_the_other_way_in_validation(tmp_path: Pat
     words += ["--threads", "1", "--size", "64", "--no-report"]
     assert zoo(["finetune", *words, "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr().out
-    assert "note: class" in said and "100% upright" in said and "--quarter-turn 0.5 shows the network both" in said
+    assert "note: class" in said and "100% upright" in said and "--quarter-turn 0.5 teaches the network both" in said
     assert zoo(["finetune", *words, "--quarter-turn", "0.5", "--out", str(tmp_path / "two")]) == 0
     assert "note: class" not in capsys.readouterr().out
 

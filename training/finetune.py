@@ -224,7 +224,10 @@ def _turned_classes(train: Dataset, val: Dataset, settings: TrainSettings) -> st
     if settings.quarter_turn:
         return ""
     found = turned_classes(train.records, val.records, train.class_names, settings.val_split)
-    return "".join(f"note: class {turned}; --quarter-turn 0.5 shows the network both directions\n" for turned in found)
+    return "".join(
+        f"note: class {turned}; in a long run --quarter-turn 0.5 teaches the network both directions\n"
+        for turned in found
+    )
 
 
 def _some(names: tuple[str, ...], limit: int = 8) -> str:

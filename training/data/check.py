@@ -264,5 +264,8 @@ def _judge_directions(dataset: Dataset, problems: Problems) -> None:
     for split in dataset.splits:
         if split != "train":
             for turned in turned_classes(train, dataset.split(split).records, dataset.class_names, split):
-                message = f"class {turned}; `finetune --quarter-turn 0.5` shows the network both directions."
+                message = (
+                    f"class {turned}: it is scored on what it has hardly learned. Split the images otherwise, or try "
+                    "`finetune --quarter-turn 0.5`, which takes a long run."
+                )
                 problems.warning("class-turned", dataset.path, message)
