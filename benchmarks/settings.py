@@ -27,7 +27,6 @@ CASES = {
     "ema_short": ("`--ema-decay 0.98 --ema-ramp 20`", "--ema-decay 0.98 --ema-ramp 20"),
     "freeze": ("`--freeze 2`", "--freeze 2"),
     "no_mosaic": ("`--mosaic 0`", "--mosaic 0"),
-    "no_mosaic_light": ("`--mosaic 0 --scale 0.2`", "--mosaic 0 --scale 0.2"),
     "quarter_turn": ("`--quarter-turn 0.5`", "--quarter-turn 0.5"),
     "size_320": ("`--size 320`", "--size 320"),
     "size_640": ("`--size 640`", "--size 640"),
