@@ -20,7 +20,7 @@ from agssp_zoo.onnx_file import without_initializers
 
 pytest.importorskip("openvino")
 
-from agssp_zoo.engines.openvino import STATIC_SIZES, OpenVinoEngine
+from agssp_zoo.engines.openvino import PRECISIONS, STATIC_SIZES, OpenVinoEngine
 
 SCORE, PIXELS = 1e-4, 0.05
 """Largest differences from ONNX Runtime in float32."""
@@ -91,7 +91,7 @@ def test_bfloat16_is_taken_where_the_cpu_has_it(file):
     engine, exact = OpenVinoEngine(file), OpenVinoEngine(file, precision="float32")
     assert engine.precision == "bfloat16" and exact.precision == "float32"
     images = surfaces(1, (192, 256))
-    one, other = (Detector(e).predict(images[0], size=(192, 256), conf=0.02)[0] for e in (exact, engine))
+    one, other = (Detector(e).predict(images[0], size=(192, 256), conf=0.01)[0] for e in (exact, engine))
     assert len(one) > 4 and abs(len(one) - len(other)) <= 2
     assert np.abs(one.scores[:4] - other.scores[:4]).max() < SCORE_BF16
     assert not np.array_equal(one.scores, other.scores), "else it would not have been bfloat16"
@@ -100,8 +100,10 @@ def test_bfloat16_is_taken_where_the_cpu_has_it(file):
 def test_what_is_not_there(folder, file, tmp_path, monkeypatch):
     with pytest.raises(EngineError, match="OpenVINO has cpu"):
         load_detector(folder, engine="openvino", device="npu:7")
-    with pytest.raises(EngineError, match=r"float16.*computes in float32"):
-        load_detector(folder, engine="openvino", precision="float16")
+    with monkeypatch.context() as patched:  # some CPUs do have it
+        patched.setitem(PRECISIONS, "float16", ("FP16 of nobody", "f16"))
+        with pytest.raises(EngineError, match=r"float16.*computes in float32"):
+            load_detector(folder, engine="openvino", precision="float16")
     with pytest.raises(EngineError, match=r"no model\.int8\.onnx; make it with .* --int8 --calibration DIR"):
         load_detector(folder, engine="openvino", precision="int8")
     with pytest.raises(InvalidArgumentError, match="providers"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from agssp_zoo import cli
 from agssp_zoo.benchmark.process import Worker
 from agssp_zoo.benchmark.results import Spread
+from agssp_zoo.config import ModelConfig
 from agssp_zoo.folder import update_checksums
 
 MODEL = Path(__file__).parents[1] / "model_cards" / "yolov8_n.agssp_neu_det"
@@ -74,7 +76,9 @@ def test_own_image_and_size_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     code = run(MODEL / "model.onnx", "--image", tmp_path / "strip.png", *QUICK, "--rounds", 1, "--json")
     said = capsys.readouterr()
     answer = json.loads(said.out)
-    assert code == 0 and answer["results"][0]["size"] == [96, 256]  # as predict() would take it
+    side = ModelConfig.load(MODEL).preprocess.size
+    short = 32 * math.ceil(side * 100 / 300 / 32)
+    assert code == 0 and answer["results"][0]["size"] == [short, side]  # as predict() would take it
     assert answer["settings"]["image"].endswith("strip.png") and answer["results"][0]["model"] == "model.onnx"
     assert "pytorch skipped" in said.err and {one["engine"] for one in answer["skipped"]} >= {"pytorch"}
 
