@@ -99,6 +99,7 @@ def test_a_run_learns_and_leaves_a_model_that_says_where_it_comes_from(trained: 
     assert record["data"]["fingerprint"].startswith(read_dataset(trained.data).split("train").fingerprint()[:32])
 
     folder = ModelFolder.open(run / "best")
+    assert folder.config.postprocess.iou == 0.5 == record["settings"]["nms_iou"], "what suits defects"
     assert {"model.safetensors", "model.onnx"} <= set(folder.names)
     for name in folder.names:
         folder.file(name)  # checked against its checksum
