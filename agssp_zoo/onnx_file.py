@@ -35,7 +35,7 @@ def with_thresholds(path: Path, thresholds: Sequence[float], iou: float, config:
         path: the file of ``agssp-zoo export``. One without a selection of detections (``--raw``, a backbone) has no
             thresholds to change, only a config.
         thresholds: of scores, one for all classes, or one for each in label order.
-        iou: of the suppression; a file without suppression (DINO) has none to change.
+        iou: of the suppression.
         config: the text of config.json.
 
     Returns:

@@ -271,7 +271,7 @@ def test_classes_that_lie_another_way_in_another_split_are_reported() -> None:
         return [str(entry) for entry in turned]
 
     assert found([lying] * 24 + [square] * 1) == [
-        "'scratch' is 90% upright, 10% lying of 50 boxes in train, 0% upright, 96% lying of 25 boxes in val"
+        "'scratch' is 90% upright, 10% lying of 50 boxes to train on, 0% upright, 96% lying of 25 boxes in val"
     ]
     assert found([upright] * 15 + [lying] * 10) == [], "60 % of 25 are no other direction"
     assert found([lying] * 19) == [], "too few to say"

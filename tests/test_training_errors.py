@@ -190,7 +190,9 @@ def test_what_is_left_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     settings = TrainSettings(data="d", device="cpu")
+    state = torch.get_rng_state()
     assert 0.01 < devices._bf16_gain() < 100
+    assert torch.equal(torch.get_rng_state(), state), "whoever drew before goes on as if nothing had been"
     for there, gain, precision in ((True, 1.5, "bf16"), (True, 0.5, "no"), (False, 1.5, "no")):
         monkeypatch.setattr(devices, "cpu_has_bf16", lambda answer=there: answer)
         monkeypatch.setattr(devices, "_bf16_gain", lambda answer=gain: answer)

@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError(
             "the thresholds of a file were measured with one IoU; give the file or --iou, not both."
         )
-    post = open_model(args.model)[0].postprocess
-    if args.iou is not None and post and post.class_conf and not args.remove:
+    if args.iou is not None and not args.remove and (post := open_model(args.model)[0].postprocess) and post.class_conf:
         raise InvalidArgumentError(
             f"the thresholds of {args.model} were measured with IoU {post.iou:g}; with another they say something "
             "else: add --remove, and measure them again with `agssp-zoo val`."

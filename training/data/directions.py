@@ -52,7 +52,7 @@ class Turned:
     other: Directions
 
     def __str__(self) -> str:
-        return f"{self.name!r} is {self.train} in train, {self.other} in {self.split}"
+        return f"{self.name!r} is {self.train} to train on, {self.other} in {self.split}"
 
 
 def count_directions(records: Iterable[Record], classes: int) -> list[Directions]:

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agssp_zoo.errors import InvalidArgumentError
 from agssp_zoo.tiling import Tiling
 
 from .about import About, machine, versions
 from .coco import require_library
-from .inputs import GroundTruth, GroundTruthLike, Ints, Prediction, PredictionLike, class_mapping
+from .inputs import GroundTruth, GroundTruthLike, Prediction, PredictionLike, class_mapping
 from .metrics import Metrics, evaluate, without_nan
 from .report import write_report
-from .suppression import STRICTER, Stricter, try_stricter
+from .suppression import STRICTER, Stricter, suppressed, try_stricter
 
 if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig, Size
@@ -210,7 +209,8 @@ def validate(
         ground_truth = [
             GroundTruth(r.boxes, np.zeros_like(r.labels), crowd=r.crowd, difficult=r.difficult) for r in part.records
         ]
-        predictions = [_merged(p, _suppression(detector, settings)) for p in predictions]
+        iou = _suppression(detector, settings)
+        predictions = [suppressed(p, np.zeros_like(p.labels), iou) for p in predictions]
     elif mapping is not None:
         predictions = [Prediction(p.boxes, p.scores, mapping[p.labels]) for p in predictions]
     metrics = evaluate(
@@ -328,16 +328,6 @@ def _suppression(detector: DetectorLike, settings: ValidationSettings) -> float:
         return settings.iou
     postprocess = detector.config.postprocess
     return postprocess.iou if postprocess is not None else 0.7
-
-
-def _merged(prediction: Prediction, iou: float) -> Prediction:
-    """Detections without their classes; of several classes on one place the best stays."""
-    from agssp_zoo.geometry import nms
-
-    labels: Ints = np.zeros_like(prediction.labels)
-    boxes: NDArray[np.float32] = prediction.boxes
-    kept = nms(boxes, prediction.scores, labels, iou)
-    return Prediction(boxes[kept], prediction.scores[kept], labels[kept])
 
 
 def _chosen(detector: DetectorLike, settings: ValidationSettings) -> Mapping[str, Any]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agssp_zoo.geometry import box_iou
+from agssp_zoo.geometry import nms
 
-from .inputs import GroundTruthLike, Prediction, PredictionLike
+from .inputs import GroundTruthLike, Ints, Prediction, PredictionLike
 from .quick import quick_map
 
 STRICTER = 0.5
@@ -54,19 +53,12 @@ def try_stricter(
         max_det: the best so many detections of a class in an image count.
         ignore_difficult: whether difficult boxes are ignored like crowd boxes.
     """
-    kept = [_suppressed(one, STRICTER) for one in predictions]
+    kept = [suppressed(one, np.asarray(one.labels), STRICTER) for one in predictions]
     score = quick_map(ground_truth, kept, classes, max_det=max_det, ignore_difficult=ignore_difficult)
     return Stricter(STRICTER, score.map50, score.map50_95)
 
 
-def _suppressed(one: PredictionLike, iou: float) -> Prediction:
-    """Class-wise suppression as :func:`agssp_zoo.geometry.nms`, quick for the hundreds of boxes of a low threshold."""
-    order = np.argsort(-one.scores, kind="stable")
-    boxes, labels = np.asarray(one.boxes)[order], np.asarray(one.labels)[order]
-    overlaps = (box_iou(boxes, boxes) > iou) & (labels[:, None] == labels)
-    alive: NDArray[np.bool_] = np.full(len(order), True)
-    for row in range(len(order)):
-        if alive[row]:
-            alive[row + 1 :] &= ~overlaps[row, row + 1 :]
-    chosen = order[alive]
-    return Prediction(one.boxes[chosen], one.scores[chosen], one.labels[chosen])
+def suppressed(one: PredictionLike, labels: Ints, iou: float) -> Prediction:
+    """Detections under other labels; of two with one label that overlap by more than ``iou`` the better one stays."""
+    kept = nms(one.boxes, one.scores, labels, iou)
+    return Prediction(one.boxes[kept], one.scores[kept], labels[kept])
