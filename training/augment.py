@@ -6,14 +6,17 @@ float32 xyxy in pixels; coordinates are continuous (a pixel's centre lies at 0.5
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from agssp_zoo.errors import TrainingError
 
 from .settings import TrainSettings
 
@@ -61,6 +64,20 @@ class Sample:
     gray: bool = False
 
 
+def turning_labels(settings: TrainSettings, class_names: Sequence[str]) -> frozenset[int] | None:
+    """The labels of ``settings.turn_classes``; ``None`` where none are named, so that every image may turn.
+
+    Raises:
+        TrainingError: the data have no such class.
+    """
+    unknown = [name for name in settings.turn_classes if name not in class_names]
+    if unknown:
+        raise TrainingError(
+            f"--turn-classes {' '.join(unknown)}: the data have no such class; theirs are {', '.join(class_names)}."
+        )
+    return frozenset(map(list(class_names).index, settings.turn_classes)) or None
+
+
 def augment(
     rng: np.random.Generator,
     first: int,
@@ -70,6 +87,7 @@ def augment(
     *,
     mosaic: bool,
     pad_value: int = 114,
+    turning: Set[int] | None = None,
 ) -> Sample:
     """Draws one training sample of ``settings.size`` squared.
 
@@ -81,23 +99,40 @@ def augment(
         settings: strengths and probabilities.
         mosaic: whether mosaic is on in this epoch.
         pad_value: gray level where there is no image, 0-255.
+        turning: labels of ``settings.turn_classes``: only images that hold none but these are turned, each by itself.
+            ``None`` turns the sample as a whole.
     """
     size = settings.size
+
+    def show(index: int) -> Sample:
+        sample = load(index)
+        # Nothing is drawn where nothing is turned, so that runs without it stay the runs that they were.
+        if turning is None or not len(sample.labels) or not turning >= set(sample.labels.tolist()):
+            return sample
+        return _turn_at_random(rng, sample, settings.quarter_turn)
+
     if mosaic and rng.random() < settings.mosaic:
         others = rng.integers(0, count, 3)
-        canvas = compose_mosaic([load(first), *(load(int(i)) for i in others)], size, rng, pad_value)
+        canvas = compose_mosaic([show(first), *(show(int(i)) for i in others)], size, rng, pad_value)
     else:
-        canvas = load(first)
+        canvas = show(first)
     sample = affine(canvas, draw_matrix(rng, canvas.image.shape[:2], settings), size, pad_value)
     image, boxes = sample.image, sample.boxes
     if rng.random() < settings.flip_lr:
         image, boxes = image[:, ::-1], np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1)
     if rng.random() < settings.flip_ud:
         image, boxes = image[::-1], np.stack([boxes[:, 0], size - boxes[:, 3], boxes[:, 2], size - boxes[:, 1]], 1)
-    # Nothing is drawn where nothing is turned, so that runs without it stay the runs that they were.
-    if settings.quarter_turn and rng.random() < settings.quarter_turn:
-        image, boxes = quarter_turn(image, boxes, clockwise=bool(rng.random() < 0.5))
-    image = change_light(np.ascontiguousarray(image), rng, settings, gray=sample.gray)
+    sample = Sample(image, boxes, sample.labels, sample.gray)
+    if settings.quarter_turn and turning is None:
+        sample = _turn_at_random(rng, sample, settings.quarter_turn)
+    image = change_light(np.ascontiguousarray(sample.image), rng, settings, gray=sample.gray)
+    return dataclasses.replace(sample, image=image)
+
+
+def _turn_at_random(rng: np.random.Generator, sample: Sample, probability: float) -> Sample:
+    if rng.random() >= probability:
+        return sample
+    image, boxes = quarter_turn(sample.image, sample.boxes, clockwise=bool(rng.random() < 0.5))
     return Sample(image, boxes, sample.labels, sample.gray)
 
 

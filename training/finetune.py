@@ -96,11 +96,13 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
     accelerator = build_accelerator(settings)
     torch.set_num_threads(settle_threads(settings))
 
+    from .augment import turning_labels
     from .families import family_of
     from .trainer import Trainer
     from .transfer import build_start, settle_nms, settle_size
 
     train, val = read_splits(settings)
+    turning_labels(settings, train.class_names)  # an unknown class is told before the run has a folder
     if stored and stored["data"]["fingerprint"] != fingerprint(train, val):
         raise TrainingError(
             f"{settings.data}: the labels or splits have changed since the run in {settings.out} began; restore them, "

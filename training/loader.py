@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
@@ -151,10 +151,20 @@ Drawn = tuple[Sample, str, tuple[str, ...]]
 
 
 class TrainingSamples(Dataset[Drawn]):
-    """Draws the sample that an (epoch, position) pair names."""
+    """Draws the sample that an (epoch, position) pair names.
 
-    def __init__(self, store: ImageStore, settings: TrainSettings, pad_value: int) -> None:
+    Args:
+        store: the images.
+        settings: of the run.
+        pad_value: gray level where there is no image, 0-255.
+        turning: labels of ``settings.turn_classes``; see :func:`~.augment.augment`.
+    """
+
+    def __init__(
+        self, store: ImageStore, settings: TrainSettings, pad_value: int, turning: Set[int] | None = None
+    ) -> None:
         self.store = store
+        self.turning = turning
         self.settings = settings
         self.pad_value = pad_value
         self._order: tuple[int, NDArray[np.int64]] | None = None
@@ -171,7 +181,10 @@ class TrainingSamples(Dataset[Drawn]):
         while len(problems) < TRIES:
             try:
                 sample = augment(
-                    rng, index, len(self.store), self.store.load, settings, mosaic=mosaic, pad_value=self.pad_value
+                    *(rng, index, len(self.store), self.store.load, settings),
+                    mosaic=mosaic,
+                    pad_value=self.pad_value,
+                    turning=self.turning,
                 )
                 return sample, self.store.records[index].key, tuple(problems)
             except (AgsspZooError, OSError) as error:

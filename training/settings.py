@@ -107,6 +107,9 @@ class TrainSettings:
     quarter_turn: float = setting(
         0.0, "probability of turning by 90 degrees, either way, where defects may lie in any direction"
     )
+    turn_classes: tuple[str, ...] = setting(
+        (), "turn only images all of whose defects are of these classes, each for itself; left out: every image"
+    )
     brightness: float = setting(0.3, "brightness factor is drawn between 1 - brightness and 1 + brightness")
     contrast: float = setting(0.3, "contrast factor, likewise")
     saturation: float = setting(0.5, "saturation factor, likewise; gray images keep theirs")
@@ -150,6 +153,8 @@ class TrainSettings:
             _check((getattr(self, name) or 0) >= 0, name, self, "it must not be negative")
         _check(self.lr is None or self.lr > 0, "lr", self, "it must be above 0")
         _check(self.tile == 0 or self.tile >= 32, "tile", self, "it must be 0, or at least 32 pixels")
+        if self.turn_classes and not self.quarter_turn:
+            raise TrainingError("--turn-classes says what --quarter-turn turns; give --quarter-turn 0.5 with it.")
         _check(0 <= self.overlap <= 0.9, "overlap", self, "it must lie in 0-0.9")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (

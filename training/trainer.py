@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .augment import turning_labels
 from .checkpoint import Checkpoint
 from .data.dataset import Dataset
 from .devices import settle_workers
@@ -94,7 +95,8 @@ class Trainer(EpochLoop[Batch]):
         self.images = len(store) + len(val)
         self.first_problems = (*store.problems, *self.validator.problems)
         self.plan = BatchPlan(len(store), settings.batch, rank, processes)
-        samples = TrainingSamples(store, settings, preprocess.pad_value)
+        turning = turning_labels(settings, train.class_names)
+        samples = TrainingSamples(store, settings, preprocess.pad_value, turning)
         workers = settle_workers(settings, self.device.type)
         self.loader = build_loader(samples, self.plan, workers, pin=self.device.type == "cuda")
         self.loss = self.family.build_loss(self.module, settings, train.class_counts())

@@ -13,7 +13,7 @@ from agssp_zoo.errors import TrainingError
 from ..anomaly.boxes import BoxSettings
 from ..settings import TrainSettings, setting
 
-HIDDEN = ("data", "train_split", "val_split", "freeze", "tile", "overlap", "tile_empty")
+HIDDEN = ("data", "train_split", "val_split", "freeze", "tile", "overlap", "tile_empty", "turn_classes")
 """Settings of fine-tuning that stage 2 sets itself, or has no use for."""
 BOXES_FOLDER = "boxes"
 """Where a run keeps its pseudo-boxes."""
