@@ -164,6 +164,12 @@ ARMS = {
             "--model yolov8_n.agssp --quarter-turn 0.5",
             nms_iou=0.5,
         ),
+        Arm(
+            "now_turned_class",
+            "the same, `--quarter-turn 0.5 --turn-classes scratches`",
+            "--model yolov8_n.agssp --quarter-turn 0.5 --turn-classes scratches",
+            nms_iou=0.5,
+        ),
         Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),
         *(
             Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
@@ -184,7 +190,7 @@ TABLES = {
     "yolov8_n": ("random", "agbp", "agssp"),
     "balanced": ("random", "balanced_agbp", "balanced_agssp"),
     "keep": ("random", "keep_agbp", "keep_agssp"),
-    "now": ("now_random", "now_agssp", "now_turned"),
+    "now": ("now_random", "now_agssp", "now_turned", "now_turned_class"),
     "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
     "studies": ("random", *(f"study_{name}" for name in STUDIES)),
 }

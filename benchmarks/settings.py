@@ -28,6 +28,10 @@ CASES = {
     "freeze": ("`--freeze 2`", "--freeze 2"),
     "no_mosaic": ("`--mosaic 0`", "--mosaic 0"),
     "quarter_turn": ("`--quarter-turn 0.5`", "--quarter-turn 0.5"),
+    "turn_classes": (
+        "`--quarter-turn 0.5 --turn-classes scratches`",
+        "--quarter-turn 0.5 --turn-classes scratches",
+    ),
     "size_320": ("`--size 320`", "--size 320"),
     "size_640": ("`--size 640`", "--size 640"),
 }
