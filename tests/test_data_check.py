@@ -284,4 +284,4 @@ def test_neu_dets_usual_split_has_scratches_the_other_way_round(capsys: pytest.C
     main(["check-data", str(SHARED / "neu_det"), "--labels-only"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "[class-turned]" in line]
     assert "'scratches' is 88% upright" in line and "96% lying of 121 boxes in val" in line
-    assert "--quarter-turn 0.5" in line
+    assert "--quarter-turn 0.5 --turn-classes scratches" in line

@@ -149,9 +149,21 @@ def test_a_run_says_where_a_class_lies_the_other_way_in_validation(tmp_path: Pat
     words += ["--threads", "1", "--size", "64", "--no-report"]
     assert zoo(["finetune", *words, "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr().out
-    assert "note: class" in said and "100% upright" in said and "--quarter-turn 0.5 teaches the network both" in said
-    assert zoo(["finetune", *words, "--quarter-turn", "0.5", "--out", str(tmp_path / "two")]) == 0
-    assert "note: class" not in capsys.readouterr().out
+    assert "note: class" in said and "100% upright" in said
+    assert f"--quarter-turn 0.5 --turn-classes {NAMES[0]} teaches the network both" in said
+    for number, more in enumerate(([], ["--turn-classes", NAMES[0]], ["--turn-classes", NAMES[1]])):
+        assert zoo(["finetune", *words, "--quarter-turn", "0.5", *more, "--out", str(tmp_path / f"{number}")]) == 0
+        said = capsys.readouterr().out
+        assert ("note: class" in said) == (more[1:] == [NAMES[1]]), "only what is turned needs no note"
+    assert (
+        f"--turn-classes {NAMES[0]} {NAMES[1]} teaches" in said
+        or f"--turn-classes {NAMES[1]} {NAMES[0]} teaches" in said
+    )
+
+    words += ["--quarter-turn", "0.5", "--turn-classes", "dent", "--out", str(tmp_path / "no")]
+    assert zoo(["finetune", *words]) != 0
+    assert "--turn-classes dent: the data have no such class" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_resuming_with_other_settings_or_data_is_refused(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from training_runs import write_data  # noqa: E402
 
 from agssp_zoo.errors import TrainingError  # noqa: E402
-from agssp_zoo.training.augment import Sample, augment, quarter_turn  # noqa: E402
+from agssp_zoo.training.augment import Sample, augment, quarter_turn, turning_labels  # noqa: E402
 from agssp_zoo.training.data import Record, read_dataset  # noqa: E402
 from agssp_zoo.training.loader import (  # noqa: E402
     Batch,
@@ -149,6 +149,42 @@ def test_quarter_turns_are_exact_and_as_often_as_asked_for() -> None:
         assert low <= upright <= high
     with pytest.raises(TrainingError, match=r"--quarter-turn is 1\.5"):
         TrainSettings(data="x", quarter_turn=1.5)
+
+
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_turn_classes_turns_images_of_these_classes_alone(mosaic: bool) -> None:
+    size = 40
+    blank = np.zeros((size, size, 3), np.uint8)
+    lying = np.array([[4, 18, 36, 22], [4, 28, 36, 32]], np.float32)
+    still = dict.fromkeys(("scale", "translate", "flip_lr", "flip_ud"), 0.0)
+    settings = TrainSettings(data="x", size=size, quarter_turn=1.0, turn_classes=("scratch", "crack"), **still)
+    turning = turning_labels(settings, ("inclusion", "scratch", "crack"))
+    assert turning == {1, 2}
+    images = [
+        Sample(blank, lying, np.array([1, 2]), gray=True),
+        Sample(blank, lying, np.array([0, 0]), gray=True),
+        Sample(blank, lying, np.array([1, 0]), gray=True),
+        Sample(blank, lying[:0], np.zeros(0, np.int64), gray=True),
+    ]
+    seen = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        first = seed % len(images)
+        sample = augment(rng, first, len(images), images.__getitem__, settings, mosaic=mosaic, turning=turning)
+        for box, label in zip(sample.boxes, sample.labels.tolist(), strict=True):
+            if min(box[:2]) > 0 and max(box[2:]) < size:  # a bar cut by the edge has another shape
+                seen.add((label, bool(box[3] - box[1] > box[2] - box[0])))
+    # In the third image a scratch lies beside an inclusion, so it stays as it is.
+    assert seen == {(1, True), (2, True), (0, False), (1, False)}
+
+
+def test_turn_classes_need_turns_and_classes_of_the_data() -> None:
+    with pytest.raises(TrainingError, match="give --quarter-turn"):
+        TrainSettings(data="x", turn_classes=("scratch",))
+    settings = TrainSettings(data="x", quarter_turn=0.5, turn_classes=("scratch", "dent"))
+    with pytest.raises(TrainingError, match=r"--turn-classes dent: .* theirs are inclusion, scratch"):
+        turning_labels(settings, ("inclusion", "scratch"))
+    assert turning_labels(TrainSettings(data="x", quarter_turn=0.5), ("inclusion",)) is None
 
 
 def test_gray_images_stay_gray_and_coloured_ones_change_hue() -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,13 +224,14 @@ def _turned_classes(train: Dataset, val: Dataset, settings: TrainSettings) -> st
     """Lines that say so where the network would never see the direction in which classes lie to be scored."""
     from .data.directions import turned_classes
 
-    if settings.quarter_turn:
-        return ""
+    covered = settings.turn_classes or train.class_names if settings.quarter_turn else ()
     found = turned_classes(train.records, val.records, train.class_names, settings.val_split)
-    return "".join(
-        f"note: class {turned}; in a long run --quarter-turn 0.5 teaches the network both directions\n"
-        for turned in found
-    )
+    found = [turned for turned in found if turned.name not in covered]
+    if not found:
+        return ""
+    names = shlex.join(sorted({turned.name for turned in found}.union(settings.turn_classes)))
+    advice = f"      --quarter-turn 0.5 --turn-classes {names} teaches the network both directions\n"
+    return "".join(f"note: class {turned}\n" for turned in found) + advice
 
 
 def _some(names: tuple[str, ...], limit: int = 8) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,6 @@ def _judge_directions(dataset: Dataset, problems: Problems) -> None:
             for turned in turned_classes(train, dataset.split(split).records, dataset.class_names, split):
                 message = (
                     f"class {turned}: it is scored on what it has hardly learned. Split the images otherwise, or try "
-                    "`finetune --quarter-turn 0.5`, which takes a long run."
+                    f"`finetune --quarter-turn 0.5 --turn-classes {shlex.quote(turned.name)}`."
                 )
                 problems.warning("class-turned", dataset.path, message)
