@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,15 +105,26 @@ class Histogram:
         counts: (BINS,) how many values fell into each bin of [-limit, limit].
         limit: half the width of what the bins cover; 0 before the first value.
         low: the lowest value; high: the highest.
+        sums: (C,) the sum of every channel, the second axis of what was added; 0 before the first values.
+        places: how many values of each channel that are.
     """
 
     counts: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
     limit: float = 0.0
     low: float = 0.0
     high: float = 0.0
+    sums: Array = field(default_factory=lambda: np.zeros(()))
+    places: int = 0
+
+    @property
+    def means(self) -> Array:
+        """(C,) the mean of every channel."""
+        return self.sums / max(self.places, 1)
 
     def add(self, values: Array) -> None:
-        """Counts the values of a float array of any shape."""
+        """Counts the values of a float array (B, C, ...)."""
+        self.sums = self.sums + values.sum((0, *range(2, values.ndim)), dtype=np.float64)
+        self.places += values.size // values.shape[1]
         low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = max(-low, high)
@@ -132,7 +144,7 @@ class Histogram:
 
     def copy(self) -> Histogram:
         """The state as it is now."""
-        return Histogram(self.counts, self.limit, self.low, self.high)
+        return dataclasses.replace(self)
 
     def range(self, method: str) -> tuple[float, float]:
         """The range that a method of :data:`METHODS` finds; it includes 0 and no more than all values."""
@@ -196,7 +208,7 @@ def collect(
 
     from agssp_zoo.engines.onnx import session_options
 
-    wanted = [name for name in plan.tensors if name not in plan.fixed]
+    wanted = list(plan.tensors)
     graph = onnx.ModelProto()
     graph.CopyFrom(model)
     del graph.graph.output[:]

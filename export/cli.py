@@ -99,20 +99,31 @@ def _quantized(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     result = export_int8(
         _source(args), args.calibration, args.out, validation=args.validation, settings=settings, progress=progress
     )
-    what = (
-        f"int8, {result.measure} {result.after:.2f} after {result.before:.2f}; {result.chosen.method} on "
-        f"{result.chosen.images} images, the best of {len(result.trials)} calibrations"
-    )
-    return what, {
+    what = f"int8, {result.measure} {result.after.points:.2f} after {result.before.points:.2f}"
+    if result.before.map50 is not None:
+        what += f", map50 {result.after.map50:.2f} after {result.before.map50:.2f}"
+    return f"{what}; {result.chosen}, the best of {len(result.trials)} trials", {
         "file": str(result.path),
         "bytes": result.path.stat().st_size,
         "precision": "int8",
         "measure": result.measure,
-        "before": result.before,
-        "after": result.after,
+        "before": result.before.points,
+        "after": result.after.points,
+        "map50_before": result.before.map50,
+        "map50_after": result.after.map50,
         "method": result.chosen.method,
         "images": result.chosen.images,
-        "trials": [{"method": t.method, "images": t.images, "points": t.points} for t in result.trials],
+        "bias_correction": result.chosen.corrected,
+        "trials": [
+            {
+                "method": trial.method,
+                "images": trial.images,
+                "bias_correction": trial.corrected,
+                "points": trial.judgement.points,
+                "map50": trial.judgement.map50,
+            }
+            for trial in result.trials
+        ],
     }
 
 

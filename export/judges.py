@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,18 +20,36 @@ SAME_BOX = 0.75
 """IoU from which two files have found the same."""
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """How good a detector is.
+
+    Attributes:
+        points: of 100; a changed file may have so many fewer as its user allows.
+        rank: which of two changed files is the better one: that of the larger rank.
+        map50: points, of 100; ``None`` without labels.
+    """
+
+    points: float
+    rank: tuple[float, ...]
+    map50: float | None = None
+
+
 class Judge(Protocol):
     """Says how good a detector is."""
 
     measure: str
 
-    def measured(self, detector: Detector) -> tuple[float, float]:
-        """Points of 100, and what decides between equal ones."""
+    def measured(self, detector: Detector) -> Judgement:
+        """What holds for a detector."""
         ...
 
 
 class Labels:
-    """map50_95 on labelled images."""
+    """map50_95 on labelled images; of two files the one with more in map50 and map50_95 together is the better one.
+
+    Coarser weights cost a class whose scores are low much of its map50 before map50_95 shows it.
+    """
 
     measure = "map50_95"
 
@@ -39,11 +58,13 @@ class Labels:
 
         self._data, self._split = read_dataset(data), split
 
-    def measured(self, detector: Detector) -> tuple[float, float]:
+    def measured(self, detector: Detector) -> Judgement:
         """See :class:`Judge`; raises DataError where the data do not suit the detector."""
         from agssp_zoo.training.evaluation import validate
 
-        return 100 * float(validate(detector, self._data, split=self._split, command="").metrics.map50_95), 0.0
+        metrics = validate(detector, self._data, split=self._split, command="").metrics
+        points, map50 = 100 * float(metrics.map50_95), 100 * float(metrics.map50)
+        return Judgement(points, (points + map50,), map50)
 
 
 class Agreement:
@@ -74,7 +95,7 @@ class Agreement:
         count = int(raw.count[0])
         return raw.boxes[0, :count], raw.scores[0, :count], raw.labels[0, :count]
 
-    def measured(self, detector: Detector) -> tuple[float, float]:
+    def measured(self, detector: Detector) -> Judgement:
         """See :class:`Judge`."""
         conf = self._conf(detector)
         near: list[float] = []
@@ -82,7 +103,8 @@ class Agreement:
             answer = self._answers(detector, image)
             near += _nearness(expected, answer, conf) + _nearness(answer, expected, conf)
         number = max(len(near), 1)
-        return 100 * sum(iou >= SAME_BOX for iou in near) / number, sum(near) / number
+        points = 100 * sum(iou >= SAME_BOX for iou in near) / number
+        return Judgement(points, (points, sum(near) / number))
 
 
 def _nearness(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any], conf: float) -> list[float]:

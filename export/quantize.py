@@ -9,6 +9,7 @@ around it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from agssp_zoo.folder import CHECKSUMS, update_checksums
 
 from .calibration import METHODS, CalibrationImages, Progress, choose_ranges, collect
 from .exporter import building, need_packages, target_file
-from .judges import Agreement, Judge, Labels, open_detector
+from .judges import Agreement, Judge, Judgement, Labels, open_detector
 from .sources import FloatFile, float_file
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Int8Settings:
         max_drop: points that map50_95 (without labels: the agreement) may fall by, of 100.
         full_range: weights in all 8 bits instead of 7. CPUs without VNNI add two products of 8 bits in 16, which
             overflows with all 8; 7 bits give the same answers on every CPU.
-        methods: ways to choose ranges, of :data:`agssp_zoo.export.calibration.METHODS`; all are tried.
+        methods: ways to choose ranges, of :data:`agssp_zoo.export.calibration.METHODS`; all are tried, and the best of
+            them once more with corrected biases.
         images: numbers of calibration images; the methods are tried with the first, the best of them with the others.
         split: of the validation data.
     """
@@ -74,12 +76,22 @@ class Int8Settings:
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to choose the ranges, and what came of it: ``points`` of 100, and what decides where they are equal."""
+    """One way to quantise, and what came of it.
+
+    Attributes:
+        method: how the ranges were chosen.
+        images: the number of calibration images.
+        corrected: whether biases make up for the rounding of the weights.
+        judgement: how good the file is.
+    """
 
     method: str
     images: int
-    points: float
-    closeness: float = 0.0
+    corrected: bool
+    judgement: Judgement
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.images} images{', biases corrected' if self.corrected else ''}"
 
 
 @dataclass(frozen=True)
@@ -89,17 +101,26 @@ class Int8Result:
     Attributes:
         path: the file.
         measure: ``"map50_95"``, or ``"agreement"`` where there were no labels.
-        before: points of the float file, of 100; after: of the quantised one.
+        before: what the float file is worth.
         chosen: the trial that the file is of.
         trials: all of them, in order.
     """
 
     path: Path
     measure: str
-    before: float
-    after: float
+    before: Judgement
     chosen: Trial
     trials: tuple[Trial, ...]
+
+    @property
+    def after(self) -> Judgement:
+        """What the quantised file is worth."""
+        return self.chosen.judgement
+
+    @property
+    def drop(self) -> float:
+        """Points of the measure that quantising costs."""
+        return self.before.points - self.after.points
 
 
 def export_int8(
@@ -143,11 +164,11 @@ def export_int8(
         else:
             judge = Labels(validation, settings.split)
         result = _search(path, temporary, source.config, images, judge, settings, show)
-        if result.before - result.after > settings.max_drop:
+        if result.drop > settings.max_drop:
             raise ExportError(_too_bad(source, result, settings, labelled=validation is not None))
     if (target.parent / CHECKSUMS).is_file():
         update_checksums(target.parent, [target.name])
-    return Int8Result(target, result.measure, result.before, result.after, result.chosen, result.trials)
+    return dataclasses.replace(result, path=target)
 
 
 def _search(
@@ -159,42 +180,51 @@ def _search(
     settings: Int8Settings,
     progress: Progress,
 ) -> Int8Result:
-    """Tries every method with the most images, then the best one with fewer; the best file lies in ``temporary``."""
+    """Tries every method with the most images, the best one with corrected biases, and what is best then with fewer.
+
+    The best file lies in ``temporary``.
+    """
     import onnx
 
+    from .bias_correction import correct_biases
     from .int8_graph import plan, prepare
 
-    before, _ = judge.measured(open_detector(path, config))  # first, since it tells whether the data suit the model
+    before = judge.measured(open_detector(path, config))  # first, since it tells whether the data suit the model
     prepared = prepare(onnx.load(path))
     todo = plan(prepared)
     numbers = list(dict.fromkeys(min(number, len(images)) for number in settings.images))
     histograms = collect(prepared, todo, images[: max(numbers)], numbers, progress)
     trials: list[Trial] = []
-    best: Trial | None = None
     tries = temporary.with_name(temporary.name + ".try")
 
-    def attempt(method: str, number: int) -> None:
-        nonlocal best
-        quantized = quantize(prepared, todo, choose_ranges(histograms[number], todo, method), settings.full_range)
-        what = {"method": method, "images": number, "full_range": settings.full_range}
+    def rank(trial: Trial) -> tuple[Any, ...]:
+        return before.points - trial.judgement.points <= settings.max_drop, *trial.judgement.rank
+
+    def attempt(method: str, number: int, corrected: bool) -> None:
+        ranges = choose_ranges(histograms[number], todo, method)
+        quantized = quantize(prepared, todo, ranges, settings.full_range)
+        if corrected:
+            means = {name: histogram.means for name, histogram in histograms[number].items()}
+            quantized = quantize(correct_biases(prepared, quantized, means), todo, ranges, settings.full_range)
+        what = {"method": method, "images": number, "full_range": settings.full_range, "bias_correction": corrected}
         _add_metadata(quantized, {"calibration": json.dumps(what)})
         onnx.save(quantized, tries)
-        trial = Trial(method, number, *judge.measured(open_detector(tries, config)))
-        trials.append(trial)
-        if best is None or (trial.points, trial.closeness) > (best.points, best.closeness):
-            best = trial
+        trial = Trial(method, number, corrected, judge.measured(open_detector(tries, config)))
+        if not trials or rank(trial) > max(map(rank, trials)):
             tries.replace(temporary)
+        trials.append(trial)
 
-    rounds = [(method, numbers[0]) for method in settings.methods]
     try:
-        for method, number in progress(rounds, len(rounds), "trying calibrations"):
-            attempt(method, number)
+        for method in progress(settings.methods, len(settings.methods), "trying calibrations"):
+            attempt(method, numbers[0], corrected=False)
+        attempt(max(trials, key=rank).method, numbers[0], corrected=True)
+        best = max(trials, key=rank)
         for number in progress(numbers[1:], len(numbers) - 1, "trying numbers of images"):
-            attempt(_chosen(best).method, number)
+            attempt(best.method, number, best.corrected)
         onnx.checker.check_model(os.fspath(temporary))
     finally:
         tries.unlink(missing_ok=True)
-    return Int8Result(temporary, judge.measure, before, _chosen(best).points, _chosen(best), tuple(trials))
+    return Int8Result(temporary, judge.measure, before, max(trials, key=rank), tuple(trials))
 
 
 def quantize(prepared: onnx.ModelProto, plan: Plan, ranges: Ranges, full_range: bool) -> onnx.ModelProto:
@@ -257,21 +287,14 @@ def _check_kind(source: FloatFile) -> None:
 
 
 def _too_bad(source: FloatFile, result: Int8Result, settings: Int8Settings, *, labelled: bool) -> str:
-    drop = result.before - result.after
     what = "map50_95" if labelled else "agreement with the float model"
     more = "" if settings.full_range else ", or 8-bit weights for CPUs with VNNI (--full-range)"
     return (
-        f"{source.config.name} in 8 bits: {what} falls from {result.before:.2f} to {result.after:.2f}, by {drop:.2f} "
-        f"points, and {settings.max_drop:g} are allowed; the best of {len(result.trials)} calibrations was "
-        f"{result.chosen.method} on {result.chosen.images} images. Nothing was written, the float file stays. Give "
-        f"more calibration images or others, a larger --max-drop{more}."
+        f"{source.config.name} in 8 bits: {what} falls from {result.before.points:.2f} to {result.after.points:.2f}, "
+        f"by {result.drop:.2f} points, and {settings.max_drop:g} are allowed; the best of {len(result.trials)} trials "
+        f"was {result.chosen}. Nothing was written, the float file stays. Give more calibration images or others, a "
+        f"larger --max-drop{more}."
     )
-
-
-def _chosen(best: Trial | None) -> Trial:
-    if best is None:
-        raise ExportError("No calibration was tried.")
-    return best
 
 
 def _add_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
