@@ -7,12 +7,13 @@
 models. Every start gets the same images, seed, epochs and learning rate, and the weights of the last epoch are scored.
 Splits keep the images of one part together: all those of a commutator, or of a tile, are on one side. ``--arms`` takes
 a name of :data:`ARMS`, or ``NAME=FOLDER`` for a model folder of your own. What is finished stays, what was stopped goes
-on. It prints the table of docs/results.md with all runs in ``--out``; ``--write`` puts it there.
+on. It prints the tables of docs/results.md with all runs in ``--out``; ``--write`` puts those asked for there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import re
 import sys
@@ -22,7 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.common import write_between
-from benchmarks.gain import DOCS, Places, both_columns, measure, read_scores
+from benchmarks.gain import DOCS, Places, both_columns, read_scores, run_resumable, score
+from benchmarks.gain_arms import NMS_IOU
 
 IMAGES = re.compile(r".*\.(jpg|png|bmp)")
 
@@ -57,11 +59,36 @@ TARGETS = {
 }
 LR = 0.002
 """The learning rate that NEU-DET's runs have: the better of three for random weights there."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a detector is fine-tuned from.
+
+    Attributes:
+        label: as in the table.
+        options: of the command.
+        nms_iou: of the suppression when it is scored.
+        like: the start whose runs are scored; empty: its own.
+    """
+
+    label: str
+    options: str
+    nms_iou: float = NMS_IOU
+    like: str = ""
+
+
+_RANDOM = Start("random weights", "--model yolov8_n --weights none")
+_AGSSP = Start("AGSSP (`yolov8_n.agssp`)", "--model yolov8_n.agssp")
 ARMS = {
-    "random": ("random weights", "--model yolov8_n --weights none"),
-    "agbp": ("AGBP (`cspdarknet_n.agbp`)", "--model yolov8_n --weights none --backbone-weights cspdarknet_n.agbp"),
-    "agssp": ("AGSSP (`yolov8_n.agssp`)", "--model yolov8_n.agssp"),
+    "random": _RANDOM,
+    "agbp": Start("AGBP (`cspdarknet_n.agbp`)", f"{_RANDOM.options} --backbone-weights cspdarknet_n.agbp"),
+    "agssp": _AGSSP,
+    "now_random": dataclasses.replace(_RANDOM, nms_iou=0.5, like="random"),
+    "now_agssp": dataclasses.replace(_AGSSP, nms_iou=0.5, like="agssp"),
 }
+NOW = "now_"
+"""Of the names of starts that are scored as a user now gets them; they have a table of their own."""
 
 
 def main() -> int:
@@ -77,7 +104,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     own = dict(word.split("=", 1) for word in args.arms if "=" in word)
-    arms = {**ARMS, **{name: (name.replace("_", " "), f"--model {folder}") for name, folder in own.items()}}
+    arms = {**ARMS, **{name: Start(name.replace("_", " "), f"--model {folder}") for name, folder in own.items()}}
     names = [word.split("=", 1)[0] for word in args.arms]
     if unknown := [name for name in names if name not in arms]:
         parser.error(f"--arms: no {', '.join(unknown)}; there are {', '.join(ARMS)}, or give NAME=MODEL")
@@ -85,15 +112,19 @@ def main() -> int:
         for target in args.targets:
             for seed in args.seeds:
                 for name in names:
-                    finetune(TARGETS[target], name, arms[name][1], seed, args)
-    text = table(args.out, {name: label for name, (label, _) in arms.items()})
-    print(text)
-    if args.write:
-        write_between(DOCS, "<!-- begin of transfer -->", "<!-- end of transfer -->", f"\n{text}")
+                    finetune(TARGETS[target], name, arms[name], seed, args)
+    for place, now in (("transfer", False), ("transfer_now", True)):
+        labels = {name: start.label for name, start in arms.items() if name.startswith(NOW) == now}
+        if not labels.keys() & set(names):
+            continue
+        text = table(args.out, labels)
+        print(text)
+        if args.write:
+            write_between(DOCS, f"<!-- begin of {place} -->", f"<!-- end of {place} -->", f"\n{text}")
     return 0
 
 
-def finetune(target: Target, arm: str, start: str, seed: int, args: argparse.Namespace) -> None:
+def finetune(target: Target, arm: str, start: Start, seed: int, args: argparse.Namespace) -> None:
     """Fine-tunes and scores, unless that is finished."""
     result = args.out / f"{target.name}_{arm}_{seed}.json"
     if result.is_file():
@@ -102,7 +133,10 @@ def finetune(target: Target, arm: str, start: str, seed: int, args: argparse.Nam
     how = f"--size {target.size} --epochs {target.epochs} --lr {LR:g} --seed {seed}"
     unseen = f"--val-every {target.epochs} --no-plots --no-report"
     places = Places(args.data, Path(), args.out, None, None, args.threads)
-    measure(result, f"finetune --data {data} {how} {unseen} {start}".split(), data, places)
+    run = args.out / f"{target.name}_{start.like or arm}_{seed}"
+    if not (start.like and run.with_suffix(".json").is_file()):
+        run_resumable(f"finetune --data {data} {how} {unseen} {start.options}".split(), run, places)
+    score(result, run / "last", data, start.nms_iou)
 
 
 def labelled(data: Path, out: Path, target: Target, seed: int) -> Path:
