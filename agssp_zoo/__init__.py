@@ -11,6 +11,8 @@ Importing the package costs next to nothing: every public name below is loaded w
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ __all__ = [
     "model_info",
 ]
 
+if importlib.util.find_spec("torch") is None:
+    # They come with it; `from agssp_zoo import *` and help() ask for all that is named.
+    __all__.remove("Backbone")
+    __all__.remove("convert_checkpoint")
+
 # Public name -> the module that holds it (PEP 562). The TYPE_CHECKING block above says the same to mypy and to editors;
 # a test holds the two together.
 _HOMES = {
@@ -64,13 +71,18 @@ _SUBMODULES = ("config", "errors")
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first asked for."""
-    import importlib
-
     if name in _SUBMODULES:
         return importlib.import_module(f"agssp_zoo.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'agssp_zoo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        from agssp_zoo.errors import MissingDependencyError
+
+        raise MissingDependencyError(f"{name} needs PyTorch; run `pip install 'agssp-zoo[torch]'`.") from None
     globals()[name] = value  # the next access finds it without this function
     return value
 

@@ -60,6 +60,18 @@ def load_backbone(
 ) -> OnnxBackbone: ...
 
 
+@overload
+def load_backbone(
+    name_or_path: str | os.PathLike[str],
+    *,
+    weights: bool = True,
+    out_indices: Sequence[int] | None = None,
+    device: str = "cpu",
+    engine: str,
+    **hub: Any,
+) -> Backbone | OnnxBackbone: ...
+
+
 def load_backbone(
     name_or_path: str | os.PathLike[str],
     *,
@@ -92,9 +104,9 @@ def load_backbone(
         MissingDependencyError: PyTorch is not installed.
         InvalidArgumentError: a keyword that makes no sense.
     """
-    from agssp_zoo.detector import check_hub_options
+    from agssp_zoo.detector import check_loading
 
-    check_hub_options(hub)
+    check_loading(name_or_path, device, hub)
     if engine == "onnx":
         if not weights:
             raise InvalidArgumentError("weights=False needs engine='pytorch': an ONNX file comes with its weights.")

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AgsspZooError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(_missing(error))
+        return _fail(_missing(error, COMMANDS[args.command][0]))
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error} (run again with --debug to see where)")
 
@@ -104,11 +104,13 @@ def _fail(message: str, code: int = 1) -> int:
     return code
 
 
-def _missing(error: ModuleNotFoundError) -> str:
-    """What to install for a package that is not there."""
+def _missing(error: ModuleNotFoundError, module_name: str) -> str:
+    """What to install for a package that a sub-command's module misses; one extra is to be enough."""
     package = (error.name or "").partition(".")[0]
     extra = {"torch": "torch", "torchvision": "torch", "onnx": "export", "onnxscript": "export", "openvino": "openvino"}
     extra["cv2"] = "video"
+    if module_name.startswith("agssp_zoo.training"):
+        extra["torch"] = extra["torchvision"] = "train"
     if package == "agssp_zoo":
         return f"This installation has no {error.name}; install agssp-zoo again."
     return f"This needs {package}, which is not installed: pip install 'agssp-zoo[{extra.get(package, 'train')}]'."
@@ -141,7 +143,7 @@ def _add_command(parser: argparse.ArgumentParser, module_name: str) -> None:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(_missing(error)) from None
+        raise MissingDependencyError(_missing(error, module_name)) from None
     module.add_arguments(parser)
     taken = parser._option_string_actions
     if "--json" not in taken:

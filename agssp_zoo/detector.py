@@ -52,23 +52,29 @@ def load_detector(
             published nowhere yet.
         HubError, IntegrityError, ConfigError, CheckpointError: its files cannot be had or are wrong.
         EngineError: no engine serves, or the device, provider or precision is not there.
-        MissingDependencyError: OpenVINO is asked for and not installed.
+        MissingDependencyError: PyTorch or OpenVINO is asked for and not installed.
         InvalidArgumentError: a keyword that makes no sense.
     """
+    check_loading("" if name_or_path is None else name_or_path, device, hub)
     if name_or_path is not None and os.fspath(name_or_path).endswith(".onnx"):
+        if hub.get("revision") is not None:
+            raise InvalidArgumentError(f"{name_or_path} is a file on disk, which has no revisions; leave out revision.")
         return Detector(_load_file(Path(name_or_path).expanduser(), engine, device, providers, precision))
     from agssp_zoo import hub as hub_module
     from agssp_zoo.registry import default_detector
 
-    check_hub_options(hub)
     folder = hub_module.resolve(default_detector() if name_or_path is None else name_or_path, **hub)
     if folder.config.task != "detector":
         raise InvalidArgumentError(f"{folder.config.name} is a {folder.config.task}; load it with load_backbone.")
     return Detector(load_engine(folder, engine, device, providers, precision))
 
 
-def check_hub_options(hub: dict[str, Any]) -> None:
-    """Refuses keywords that are none of the Hub's with InvalidArgumentError."""
+def check_loading(name_or_path: object, device: object, hub: dict[str, Any]) -> None:
+    """Refuses arguments of the wrong type, and keywords that are none of the Hub's, with InvalidArgumentError."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise InvalidArgumentError(f"name_or_path is {name_or_path!r}; give a model's name, a path or an address.")
+    if not isinstance(device, str):
+        raise InvalidArgumentError(f"device is {device!r}; give a name, such as 'cpu' or 'cuda:1'.")
     known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
     if unknown := [name for name in hub if name not in known]:
         raise InvalidArgumentError(f"unknown keyword {unknown[0]!r}; those of the Hub are {', '.join(known)}.")

@@ -56,11 +56,6 @@ class Placement:
             moved = np.clip(moved, 0, np.array([width, height, width, height], np.float32))
         return moved.astype(np.float32, copy=False)
 
-    def to_canvas(self, boxes: Boxes) -> Boxes:
-        """Boxes on the original image -> boxes on the canvas; (N, 4) float32 xyxy both."""
-        moved = np.asarray(boxes, np.float32).reshape(-1, 4) * self._factors() + self._shift()
-        return moved.astype(np.float32, copy=False)
-
     def _shift(self) -> Boxes:
         top, left = self.offset
         return np.array([left, top, left, top], np.float32)

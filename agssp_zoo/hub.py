@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from agssp_zoo.registry import ModelInfo
 
 CHECKOUT_MODELS = Path(__file__).parents[1] / "model_cards"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -169,6 +168,12 @@ def not_published(info: ModelInfo) -> str:
     if info.name == registry.default_detector():
         what += ", the default detector,"
     put = f"give the path of its folder instead of the name, or move it to $AGSSP_ZOO_HOME/{info.name} to use the name"
+    if info.files:
+        return (
+            f"{what} are not published on the Hub yet; they lie in model_cards/{info.name} of agssp-zoo's repository. "
+            "Clone it, and set AGSSP_ZOO_HOME to its folder model_cards, or give the path of the model's folder "
+            "instead of the name."
+        )
     if info.authors_link:
         return (
             f"{what} are not published on the Hub yet. Download the authors' checkpoint from {info.authors_link} and "

@@ -93,10 +93,11 @@ def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
         task: ``"detector"`` or ``"backbone"``; ``None`` for both.
 
     Raises:
-        InvalidArgumentError: no such task.
+        InvalidArgumentError: no such task, or a pattern that is no text.
     """
     from fnmatch import fnmatchcase
 
+    _check_text("pattern", pattern)
     if task is not None and task not in TASKS:
         raise InvalidArgumentError(f"task is {task!r}; choose one of {', '.join(map(repr, TASKS))}.")
     return sorted(
@@ -115,11 +116,18 @@ def model_info(name: str) -> ModelInfo:
 
     Raises:
         ModelNotFoundError: no such model; the message offers close names.
+        InvalidArgumentError: a name that is no text.
     """
+    _check_text("name", name)
     info = find(name)
     if info is None:
         raise ModelNotFoundError(unknown_name(name))
     return info
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{what} is {value!r}; give a text, such as 'yolov8_n'.")
 
 
 def find(name: str) -> ModelInfo | None:

@@ -155,8 +155,9 @@ def test_errors(folder, onnx_folder, tmp_path, monkeypatch):
     for indices in ((2,), (1, 0), ()):
         with pytest.raises(InvalidArgumentError, match="stage1, stage2"):
             load_backbone(onnx_folder, engine="onnx", out_indices=indices)
-    with pytest.raises(InvalidArgumentError, match="out_indices"):
-        load_backbone(folder, out_indices=(7,))
+    for indices in ((7,), "ab"):
+        with pytest.raises(InvalidArgumentError, match="out_indices"):
+            load_backbone(folder, out_indices=indices)
     with pytest.raises(EngineError, match="agssp-zoo export"):
         load_backbone(folder, engine="onnx")
     with pytest.raises(EngineError, match="There is no file"):

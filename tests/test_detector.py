@@ -20,6 +20,7 @@ from agssp_zoo.engines.base import RawDetections
 from agssp_zoo.errors import EngineError, ImageError, InvalidArgumentError, ModelNotFoundError, SourceError
 from agssp_zoo.kept_images import KeptImages
 from agssp_zoo.prefetch import prefetch
+from agssp_zoo.registry import list_models, model_info
 
 
 class WhiteFinder:
@@ -379,6 +380,24 @@ def test_loading_errors(tmp_path):
         load_detector(tmp_path / "none.onnx")
     with pytest.raises(InvalidArgumentError, match="ONNX file"):
         load_detector(tmp_path / "none.onnx", engine="pytorch")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda folder: load_detector(5), "name_or_path is 5"),
+        (lambda folder: load_detector(["a"]), "name_or_path is"),
+        (lambda folder: load_detector(folder, device=0), "device is 0"),
+        (lambda folder: load_detector(folder, device=None), "device is None"),
+        (lambda folder: load_detector(folder / "model.onnx", precisoin="int8"), "'precisoin'"),
+        (lambda folder: load_detector(folder / "model.onnx", revision="main"), "no revisions"),
+        (lambda folder: model_info(5), "name is 5"),
+        (lambda folder: list_models(5), "pattern is 5"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_told(folder, call, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        call(folder)
 
 
 def test_the_keywords_of_predict_and_stream_are_a_promise():

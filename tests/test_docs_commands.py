@@ -23,6 +23,11 @@ ROOT = Path(__file__).parents[1]
 REPRODUCE = ROOT / "docs" / "reproduce.md"
 PAPER = ROOT.parent / "shared" / "reference" / "paper_results.csv"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MORE_PAGES = [
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *sorted((ROOT / "model_cards").glob("*/README.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
 SETTINGS = {"finetune": TrainSettings, "pretrain-detector": DetectorSettings, "pretrain-backbone": PretrainSettings}
 
 
@@ -81,10 +86,19 @@ def test_a_wrong_command_would_be_found(capsys: pytest.CaptureFixture[str]) -> N
         assert "unrecognized arguments" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_named_in_the_text_are_there(page: Path) -> None:
-    named = set(re.findall(r"`agssp-zoo ([a-z][a-z-]*)", page.read_text(encoding="utf-8")))
-    assert not named - set(cli.COMMANDS)
+@pytest.mark.parametrize("page", [*PAGES, *MORE_PAGES], ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_commands_named_in_the_text_are_there_and_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not set(re.findall(r"`agssp-zoo ([a-z][a-z-]*)", text)) - set(cli.COMMANDS)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for command in re.findall(r"`(agssp-zoo [a-z-]+ [^`]+)`", prose):
+        line = " ".join(command.split())
+        try:
+            parse(line)
+        except SystemExit:
+            said = capsys.readouterr().err
+            part = line.rpartition(" ")[2].startswith("--") and "expected one argument" in said
+            assert part, f"{line}: {said}"  # `agssp-zoo val --tile` names an option
 
 
 def test_every_model_that_a_command_starts_from_is_made_by_another() -> None:

@@ -20,7 +20,7 @@ from agssp_zoo.config import ModelConfig, Postprocess, Preprocess
 from agssp_zoo.detector import Detector, load_detector
 from agssp_zoo.engines import load_engine
 from agssp_zoo.engines.onnx import OnnxEngine
-from agssp_zoo.errors import EngineError, InvalidArgumentError
+from agssp_zoo.errors import EngineError, InvalidArgumentError, MissingDependencyError
 from agssp_zoo.folder import ModelFolder, write_folder
 
 CONFIG = ModelConfig(
@@ -167,8 +167,10 @@ def test_a_provider_that_is_not_there_is_an_error(onnx_folder, monkeypatch):
             load_detector(onnx_folder, engine="onnx", **arguments)
     with pytest.raises(EngineError, match="tpu"):
         load_detector(onnx_folder, engine="onnx", device="tpu")
-    with pytest.raises(EngineError, match="no cuda"):
+    with pytest.raises(EngineError, match=r"onnx: ONNX Runtime has no CUDA.*onnxruntime-gpu.*; pytorch: there is no"):
         load_detector(onnx_folder, device="cuda")
+    with pytest.raises(EngineError, match=r"pip install tensorrt.*pytorch: (it knows no tensorrt|there is no)"):
+        load_detector(onnx_folder, device="tensorrt")
     with pytest.raises(InvalidArgumentError, match="list"):
         load_detector(onnx_folder, providers="CPUExecutionProvider")
     assert load_detector(onnx_folder, providers=["CPUExecutionProvider"]).predict(color(255, 0, 0))[0].labels[0] == 0
@@ -289,7 +291,7 @@ def test_auto_takes_the_first_that_serves(onnx_folder, torch_folder, monkeypatch
     without("torch")
     with pytest.raises(EngineError, match=r"no model\.onnx; pytorch: torch is not installed"):
         load_detector(torch_folder)
-    with pytest.raises(EngineError, match=r"agssp-zoo\[torch\]"):
+    with pytest.raises(MissingDependencyError, match=r"agssp-zoo\[torch\]"):
         load_detector(torch_folder, engine="pytorch")
 
 

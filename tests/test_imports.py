@@ -71,6 +71,23 @@ def test_what_each_use_loads(code: str, allowed: set[str]) -> None:
     assert set(loaded_by(code)) <= allowed
 
 
+def test_without_torch_the_public_names_are_those_that_can_be_had() -> None:
+    code = (
+        "import sys, importlib.util as u, inspect, pydoc; find = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a); sys.modules['torch'] = None;"
+        "import agssp_zoo; names = dict(inspect.getmembers(agssp_zoo));"
+        "text = pydoc.render_doc(agssp_zoo, renderer=pydoc.plaintext);"
+        "exec('from agssp_zoo import *'); assert load_detector is names['load_detector'] and 'load_backbone' in text;"
+        "assert 'Backbone' not in names and 'convert_checkpoint' not in agssp_zoo.__all__;\n"
+        "for name in ('convert_checkpoint', 'Backbone'):\n"
+        "  try: getattr(agssp_zoo, name)\n"
+        "  except agssp_zoo.errors.MissingDependencyError as error: assert '[torch]' in str(error), error\n"
+        "  else: raise SystemExit(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_top_level_help_imports_no_command() -> None:
     modules = [module for module, _ in COMMANDS.values()]
     check = f"assert not set({modules}) & set(sys.modules)"
@@ -122,3 +139,12 @@ def test_the_version_is_that_of_the_package() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert setup["metadata"]["version"] in (agssp_zoo.__version__, "attr: agssp_zoo.__version__")
+
+
+def test_a_training_command_without_torch_asks_for_the_one_extra_that_it_needs() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from agssp_zoo.cli import main;"
+        "raise SystemExit(main(['agssp', '--images', 'x', '--model', 'yolov8_n', '--out', 'y']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "pip install 'agssp-zoo[train]'" in done.stderr, done.stderr

@@ -43,6 +43,19 @@ def predict(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return (code, *capsys.readouterr())
 
 
+def test_a_mistyped_path_costs_no_earlier_answers(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    predict(capsys, images / "s10.png", "-m", model, "--out", out)
+    before = (out / "predictions.json").read_bytes()
+    code, stdout, stderr = predict(capsys, tmp_path / "imagse", "-m", model, "--out", out)
+    assert code == 1 and "imagse" in stderr and "nothing written" in stdout
+    assert (out / "predictions.json").read_bytes() == before and len(before) > 50
+    code, stdout, _ = predict(capsys, images / "s3.png", "-m", model, "--out", tmp_path / "new", "--json")
+    assert code == 1 and json.loads(stdout)["predictions"] is None and not list((tmp_path / "new").glob("*.json"))
+
+
 def test_a_bad_file_is_reported_at_the_end_and_the_others_are_done(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

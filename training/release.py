@@ -143,9 +143,9 @@ def _figures_text(name: str, data: Path, engine: str, nms_iou: float, before: An
     classes = "".join(f"| {one.name} | {one.boxes} | {one.ap50:.3f} | {one.ap50_95:.3f} |\n" for one in after.classes)
     return (
         "## Figures\n\n"
-        f"`agssp-zoo val --data {data.name} --model {name} --split val --engine {engine}` (COCO's definitions, scores "
-        f"above 0.001, overlapping boxes of a class suppressed from IoU {nms_iou:g} on, at most 100 detections a class "
-        "and image). Beside them the same of the weights as trained: "
+        f"`agssp-zoo val --data {data.name} --model {name} --engine {engine} --out runs/val` (COCO's definitions, "
+        f"scores above 0.001, overlapping boxes of a class suppressed from IoU {nms_iou:g} on, at most 100 detections "
+        "a class and image). Beside them the same of the weights as trained: "
         f"storing matrices in float16 moves map50_95 by {100 * (after.map50_95 - before.map50_95):+.2f} points.\n\n"
         f"| | released (float16 matrices, {engine}) | as trained (float32, PyTorch) |\n|---|--:|--:|\n{rows}\n"
         f"| class | boxes | AP50 | AP50_95 |\n|---|--:|--:|--:|\n{classes}"

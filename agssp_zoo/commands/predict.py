@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     draw = nullcontext() if pictures is None else WriteBehind(pictures.save)
     images = detections = 0
     progress = _Progress(sys.stderr)
-    with _json_list(out / PREDICTIONS) as add, draw as drawing:
+    # Where nothing could be read, the answers of an earlier run stay: the path was mistyped, more often than not.
+    with _json_list(out / PREDICTIONS, lambda: bool(images) or not failed) as add, draw as drawing:
         for answer in _until_interrupted(found, live=any(map(is_live, args.source))):
             one = swapped.name(answer) if swapped else answer
             add(one.to_dict())
@@ -85,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
             images, detections = images + 1, detections + len(one)
             progress.show(images)
     progress.close()
-    summary = {"predictions": str(out / PREDICTIONS), "images": images, "detections": detections, "failed": failed}
+    written = str(out / PREDICTIONS) if images or not failed else None
+    summary = {"predictions": written, "images": images, "detections": detections, "failed": failed}
     if args.json:
         print_json(summary)
     else:
-        sys.stdout.write(f"{detections} detections in {images} images: {out / PREDICTIONS}\n")
+        sys.stdout.write(f"{detections} detections in {images} images: {written or 'nothing written'}\n")
     for one_failed in failed:
         sys.stderr.write(f"agssp-zoo: {one_failed['error']}\n")
     return 1 if failed else 0
@@ -105,8 +107,8 @@ def _until_interrupted(found: Iterator[Detections], *, live: bool) -> Iterator[D
 
 
 @contextmanager
-def _json_list(path: Path) -> Iterator[Any]:
-    """Writes a JSON list, one entry a line, as the entries come; put in place when it is complete.
+def _json_list(path: Path, wanted: Callable[[], bool]) -> Iterator[Any]:
+    """Writes a JSON list, one entry a line, as the entries come; put in place when it is complete and ``wanted``.
 
     Yields:
         the function that adds an entry.
@@ -124,7 +126,8 @@ def _json_list(path: Path) -> Iterator[Any]:
             file.write("[")
             yield add
             file.write("\n]\n")
-        temporary.replace(path)
+        if wanted():
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -41,6 +41,8 @@ _FILES: dict[str, dict[str | None, str]] = {
     | {"int8": PRECISION_FILES["int8"]},
 }
 """Engine -> precision -> the file of a model folder that it reads. OpenVINO itself changes the precision of floats."""
+_ONNX_ONLY = frozenset({"tensorrt", "rocm", "migraphx", "dml", "coreml"})
+"""Devices that PyTorch does not know by that name."""
 _MAKE = {"int8": " --int8 --calibration DIR", "float16": " --fp16"}
 
 
@@ -138,7 +140,7 @@ def load_engine(
 
     Raises:
         EngineError: no engine serves, or the device, provider or precision is not there.
-        MissingDependencyError: OpenVINO is asked for and not installed.
+        MissingDependencyError: PyTorch or OpenVINO is asked for and not installed.
         InvalidArgumentError: an unknown engine or precision, or providers for an engine that has none.
         ModelNotFoundError, HubError, IntegrityError, ConfigError, CheckpointError: a file is missing or wrong.
     """
@@ -200,9 +202,7 @@ def choose_engine(
                 and _has_device(name, device)
             ):
                 return name
-        reasons = "; ".join(
-            f"{name}: {_lacks(name, folder, precision) or f'no {providers or device}'}" for name in _AUTO
-        )
+        reasons = "; ".join(f"{name}: {_lacks(name, folder, precision) or _no_device(name, device)}" for name in _AUTO)
         raise EngineError(f"No engine can run {folder.path} here ({reasons}).")
     if engine not in _FILES:
         raise InvalidArgumentError(f"engine={engine!r}; choose 'auto', {' or '.join(map(repr, _FILES))}.")
@@ -213,7 +213,7 @@ def choose_engine(
         raise InvalidArgumentError(f"engine={engine!r} has no precision={precision!r}; {others} has.")
     package = _PACKAGES[engine]
     if importlib.util.find_spec(package) is None:
-        kind = MissingDependencyError if engine == "openvino" else EngineError
+        kind = EngineError if engine == "onnx" else MissingDependencyError  # the base install has ONNX Runtime
         raise kind(f"engine={engine!r} needs {package}, which is not installed; run `{_INSTALL[engine]}`.")
     file = _FILES[engine][precision]
     if file != WEIGHTS_FILE and not folder.has(file):
@@ -239,12 +239,19 @@ def _lacks(engine: str, folder: ModelFolder, precision: str | None) -> str | Non
 
 def _has_device(engine: str, device: str) -> bool:
     """Whether "auto" may take an engine for a device; an explicit choice gets an error of the engine itself."""
-    if engine != "onnx" or device == "cpu":
-        return True
+    return not _no_device(engine, device)
+
+
+def _no_device(engine: str, device: str) -> str:
+    """Why "auto" does not take an engine for a device; empty when it may."""
+    if engine != "onnx":
+        return "" if device.partition(":")[0] not in _ONNX_ONLY else f"it knows no {device}"
+    if device == "cpu":
+        return ""
     from agssp_zoo.engines.providers import providers_for
 
     try:
         providers_for(device)
-    except EngineError:
-        return False
-    return True
+    except EngineError as error:
+        return str(error).rstrip(".")
+    return ""

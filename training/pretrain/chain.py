@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agssp_zoo import models
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError, MissingDependencyError, TrainingError
 
 from ..anomaly.boxes import BoxSettings
@@ -102,6 +101,8 @@ def open_chain(values: dict[str, Any]) -> Chain:
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"This needs {error.name}; run `pip install 'agssp-zoo[train]'`.") from None
+    from agssp_zoo import models
+
     settings, stored = _settle(values)
     architecture = models.get_architecture(settings.model)
     if architecture.backbone is None:

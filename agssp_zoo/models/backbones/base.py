@@ -76,6 +76,8 @@ class Backbone(ZooModule):
             InvalidArgumentError: no such stage, none at all, or not ascending.
         """
         count = len(self.stage_info)
+        if not all(isinstance(i, int) for i in out_indices):
+            raise InvalidArgumentError(f"out_indices={out_indices!r}: give stage numbers out of 0..{count - 1}.")
         indices = tuple(i + count if i < 0 else i for i in out_indices)
         if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= count:
             raise InvalidArgumentError(
