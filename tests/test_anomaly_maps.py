@@ -210,6 +210,43 @@ def test_normal_images_by_split_are_those_without_a_label(tmp_path: Path) -> Non
         make(root, tmp_path / "none", object="normal", normal="test")
 
 
+def split_folders(root: Path) -> Path:
+    """YOLO's usual layout, images/train and labels/train: ``d*`` are defective, ``n*`` are not, ``x`` lost a label."""
+    lines = {"d0": "0 0.5 0.5 0.2 0.2\n", "d1": "0 0.4 0.4 0.2 0.2\n", "n0": "", "n1": "", "x": "0 0.5 0.5\n"}
+    for name, line in lines.items():
+        write_image(root / "images" / "train" / f"{name}.png", name)
+        (root / "labels" / "train").mkdir(parents=True, exist_ok=True)
+        (root / "labels" / "train" / f"{name}.txt").write_text(line)
+    return root
+
+
+def test_a_split_of_labelled_data_comes_before_its_folder(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = split_folders(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+
+    def normal(out: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = open_made(root, tmp_path / out, object="normal", normal=name).settings["normal"]
+        return found
+
+    assert normal("split", "train")["in_pool"] == ["train/n0", "train/n1"]
+    assert normal("folder", str(root / "images" / "train"))["images"] == 5
+    assert normal("within", "images/train")["images"] == 5
+    # A folder of the working directory has that name, too.
+    write_image(tmp_path / "train" / "g.png", "g")
+    message = r"a folder of the working directory and a split of .*data; give --normal \./train .* --normal split:train"
+    with pytest.raises(InvalidArgumentError, match=message):
+        normal("both", "train")
+    assert normal("named", "split:train")["in_pool"] == ["train/n0", "train/n1"]
+    assert normal("here", "./train") == {**normal("here", "./train"), "images": 1, "in_pool": []}
+    with pytest.raises(DataError, match=r"--normal split:good: is no split of the data \(train\)"):
+        normal("none", "split:good")
+    # Labels that cannot be read as those asked for are not taken for none.
+    with pytest.raises(DataError):
+        make(root, tmp_path / "none", object="normal", normal="split:train", format="coco")
+
+
 # ---- bad images
 
 

@@ -37,7 +37,9 @@ class MapSettings:
         "one; one: all images, where the folders of the pool are classes",
     )
     normal: str = setting(
-        "", "normal images: a folder (also one within the data), or a split of the data, of which those without labels"
+        "",
+        "normal images: a folder (also one within the data), or a split of the data, of which those without labels; "
+        "split:NAME is a split in any case, ./NAME a folder",
     )
     shots: int = setting(0, "how many of the normal images are used, drawn by the seed; 0: all")
     seed: int = setting(0, "of all that is drawn: normal images, samples of the pool")
