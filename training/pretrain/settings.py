@@ -211,6 +211,27 @@ class PretrainSettings:
         return from_plain(cls, values, where)
 
 
+def check_frozen(weights: str, freeze: int, *, model: str, recipe: str, thaw: str = "--freeze 0") -> None:
+    """Refuses to freeze stages that would stay as they were drawn.
+
+    Args:
+        weights: what the backbone starts from; ``"none"``: random weights.
+        freeze: how many stages are frozen.
+        model: architecture of the backbone.
+        recipe: which may have said so; empty without one.
+        thaw: the option that freezes none.
+
+    Raises:
+        TrainingError: stages are frozen, and there are no weights.
+    """
+    if weights == "none" and freeze:
+        raise TrainingError(
+            f"{f'--recipe {recipe}' if recipe else f'--freeze {freeze}'}: {freeze} stages of {model} are frozen, so "
+            "they need weights: give --weights (a model name, a model folder or a .safetensors file), or thaw all "
+            f"stages: {thaw}."
+        )
+
+
 _BY_OPTIMIZER = {
     "adamw": {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.05},
     "sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
