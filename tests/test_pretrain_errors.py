@@ -150,6 +150,8 @@ def test_resuming_with_other_settings_maps_or_images_is_refused(drawn: dict[str,
     changed = r"other settings: --batch 2 \(was 4\), --taps \(4,\) \(was \(3, 4\)\); leave"
     with pytest.raises(TrainingError, match=changed):
         pretrain_backbone(**{**settings, "batch": 2, "taps": (4,)}, resume=True)
+    with pytest.raises(TrainingError, match=r"--weights auto \(was none\)"):
+        pretrain_backbone(**{**settings, "weights": "auto", "precision": "auto"}, resume=True)
     write_maps(folder / "pool", folder / "flat", value=0.5)
     with pytest.raises(TrainingError, match="images or their anomaly maps have changed"):
         pretrain_backbone(out=run, resume=True, maps=str(folder / "flat"))
