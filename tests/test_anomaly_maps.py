@@ -260,6 +260,22 @@ def test_images_of_one_colour_have_flat_maps(tmp_path: Path) -> None:
         assert all((store.probability(key) == 0).all() for key in store)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_method_finds_in_an_image_of_one_colour_is_left_out(tmp_path: Path, pool: Path, workers: int) -> None:
+    Image.new("RGB", (40, 30), (90, 80, 70)).save(pool / "images" / "even.png")
+    nearly = np.full((30, 40, 3), 90, np.uint8)
+    nearly[-1, -1, 2] = 91
+    Image.fromarray(nearly).save(pool / "images" / "nearly.png")
+    outcome = make(pool, tmp_path / "out", object="pool", workers=workers)
+    store, learnt = outcome.store, float(outcome.notes[0].rpartition(" ")[2])
+    assert store is not None and learnt > 50
+    assert not store.map("even").any() and store.score("even") == 0
+    kept = Dataset((), tuple(record for record in read_images(pool) if record.key != "even"))
+    found = np.stack([store.map(record.key) for record in kept])
+    np.testing.assert_allclose(found, expected(kept) + learnt, atol=0.1)
+    assert (store.probability("even") == 0).all()
+
+
 def break_image(pool: Path, name: str) -> Path:
     """Cuts an image off in the middle: its header still says a size."""
     file = pool / "images" / f"{name}.png"

@@ -234,7 +234,12 @@ class _Part:
                         maps, scores = self._maps(method, read.inputs)
                         if maps.shape[1:] != writer.grid and writer.grid is not None:
                             maps = enlarge_all(maps.float(), writer.grid)
-                        writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
+                        found = maps.float().cpu().numpy(), scores.float().cpu().numpy()
+                        for values in found:
+                            # Nothing stands out in an image of one colour: what a method finds there is where its
+                            # patches lie, and how the network rounds. What is no number stays so, and is an error.
+                            values[read.even] *= 0
+                        writer.write(read.indices, *found)
                     yield from read.indices
 
         total = sum(len(block) for blocks in work for block in blocks)
