@@ -319,6 +319,29 @@ def test_a_file_that_is_no_image_counts_as_well(tmp_path: Path, pool: Path) -> N
     assert len(open_made(pool, tmp_path / "out", tolerance=0.05)) == COUNT - 1
 
 
+def test_all_files_that_cannot_be_read_count_together(
+    tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("03", "13"):
+        (pool / "images" / f"{name}.png").write_text("no image")
+    break_image(pool, "07")
+    words = ["anomaly-maps", str(pool), "--method", "gray", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*words, "--tolerance", "0.13"]) == 1  # 3 of 22 are 0.136
+    assert "3 images of 22 cannot be read, more than --tolerance 0.13: '07'" in capsys.readouterr().err
+    assert main([*words, "--tolerance", "0.137"]) == 0
+    assert "without 3 images that cannot be read: 03, 07, 13\n" in capsys.readouterr().out
+    assert main([*words, "--tolerance", "0.137", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] == ["03", "07", "13"]
+    # Of several folders, each by its name; and those that listing alone has lost are a share of all files, too.
+    (pool / "images" / "07.png").unlink()
+    for number in range(2):
+        write_image(tmp_path / "more" / f"{number}.png", str(number))
+    both = (str(pool), str(tmp_path / "more"))
+    assert make(both, tmp_path / "both", tolerance=2 / 23).unreadable == ("pool/03", "pool/13")
+    with pytest.raises(DataError, match=r"2 errors in 23 images, more than the tolerance of 8\.00%"):
+        make(both, tmp_path / "both", tolerance=0.08)
+
+
 def test_a_method_that_fails_names_the_image(tmp_path: Path, pool: Path) -> None:
     Image.new("RGB", (40, 30)).save(pool / "images" / "black.png")
     with pytest.raises(TrainingError, match="map of image black holds values that are no numbers"):

@@ -62,6 +62,12 @@ class Outcome:
     seconds: float
     notes: tuple[str, ...]
 
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Keys of the images that have no map since they cannot be read, as listing the pool or making maps told."""
+        found = self.store.unreadable if self.store is not None else frozenset()
+        return tuple(sorted({*found, *self.images.unreadable}))
+
 
 def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     """Makes the maps of a pool, or goes on where a killed run stopped.
@@ -189,11 +195,8 @@ class _Part:
             return Outcome(None, self.images, made, time.monotonic() - start, tuple(notes))
         wait_for(lambda: not len(writer.rows(WAITING)))
         lost = len(writer.rows(UNREADABLE))
-        if lost > self.settings.tolerance * len(self.images):  # of all processes together
-            raise TrainingError(
-                f"{lost} of {len(self.images)} images cannot be read, more than --tolerance {self.settings.tolerance:g}"
-                "; restore them, or give a higher --tolerance to go on without them."
-            )
+        if said := Tolerance(self.images, self.settings.tolerance).exceeded(lost):  # of all processes together
+            raise TrainingError(f"{said}; restore them, or give a higher --tolerance to go on without them.")
         seconds = time.monotonic() - start
         return Outcome(writer.finish(notes), self.images, missing - lost, seconds, tuple(notes))
 

@@ -100,11 +100,11 @@ def _is_even(image: NDArray[np.uint8]) -> bool:
 
 
 class Tolerance:
-    """Counts the images of a pool that cannot be read.
+    """Counts the images of a pool that cannot be read: those that listing it has lost, and those found later.
 
     Args:
         images: the pool.
-        share: how many of them may be unreadable, 0-1.
+        share: how many of all files may be unreadable, 0-1.
     """
 
     def __init__(self, images: Dataset, share: float) -> None:
@@ -119,13 +119,25 @@ class Tolerance:
             TrainingError: there are more than tolerated.
         """
         self._found.update(read.unreadable)
-        if len(self._found) > self.share * len(self.images):
+        if said := self.exceeded(len(self._found)):
             index, why = next(iter(read.unreadable.items()))
-            what = "an image" if len(self._found) == 1 else f"{len(self._found)} images"
             raise TrainingError(
-                f"{what} of {len(self.images)} cannot be read, more than --tolerance {self.share:g}: "
-                f"{self.images[index].key!r}: {why} Restore it, or give a higher --tolerance to go on without it."
+                f"{said}: {self.images[index].key!r}: {why} Restore it, or give a higher --tolerance to go on without "
+                "it."
             )
+
+    def exceeded(self, found: int) -> str:
+        """Says that too many images cannot be read; empty where they are as few as tolerated.
+
+        Args:
+            found: how many of the images could not be read, beside those that listing has lost.
+        """
+        lost = found + len(self.images.unreadable)
+        total = len(self.images) + len(self.images.unreadable)
+        if not found or lost <= self.share * total:
+            return ""
+        what = "an image" if lost == 1 else f"{lost} images"
+        return f"{what} of {total} cannot be read, more than --tolerance {self.share:g}"
 
 
 def gray_input(preprocess: Preprocess) -> Tensor:
