@@ -365,6 +365,40 @@ def test_methods_combine(tmp_path: Path, pool: Path) -> None:
     assert make(pool, tmp_path / "out", method="gray+gray2").made == 0
 
 
+def test_a_combination_keeps_the_notes_of_its_parts(tmp_path: Path, pool: Path) -> None:
+    outcome = make(pool, tmp_path / "out", method="gray+gray2", object="pool")
+    assert outcome.store is not None and len(outcome.notes) == 2
+    assert outcome.store.notes == outcome.notes == MapStore.open(tmp_path / "out").notes
+
+
+@pytest.mark.parametrize("failing", ["prepare", "maps"])
+@pytest.mark.parametrize("method", ["gray", "gray+gray2"])
+def test_what_was_begun_is_called_unfinished(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch, method: str, failing: str
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    write_image(pool / "images" / "x" / "0.png", "x")
+    write_image(pool / "images" / "y" / "0.png", "y")
+    asked = 0
+    original = getattr(anomaly_method.Gray, failing)
+
+    def once(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return original(*args) if failing == "prepare" and asked == 1 else stop()
+
+    data = (str(pool / "images" / "x"), str(pool / "images" / "y"))
+    with monkeypatch.context() as patch:
+        patch.setattr(anomaly_method.Gray, failing, once)
+        with pytest.raises(KeyboardInterrupt):
+            make(data, tmp_path / "out", method=method, object="pool")
+    with pytest.raises(DataError, match=r"out: holds unfinished maps; run the same `agssp-zoo anomaly-maps` command"):
+        MapStore.open(tmp_path / "out")
+    assert make(data, tmp_path / "out", method=method, object="pool").store is not None
+
+
 def test_sources_are_kept(tmp_path: Path) -> None:
     for name in ("strip/a", "strip/b", "tiles/a"):
         write_image(tmp_path / "pool" / f"{name}.png", name)

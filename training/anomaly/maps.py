@@ -27,7 +27,7 @@ from ..data.unlabelled import read_images, sources
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads, settle_workers
 from .combine import combine
 from .grid import enlarge_all
-from .layout import UNREADABLE, WAITING, read_store_file
+from .layout import PARTS_FOLDER, UNREADABLE, WAITING, read_store_file
 from .methods import build_method, method_names
 from .normal import normal_images, normal_settings
 from .preparing import Group, Preparation, group_images, mean_aspect, wait_for
@@ -101,7 +101,7 @@ def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     try:
         if len(names) == 1:
             return _Part(names[0], out, images, settings, accelerator).run()
-        outcomes = [_Part(n, out / "parts" / n, images, settings, accelerator).run() for n in names]
+        outcomes = [_Part(n, out / PARTS_FOLDER / n, images, settings, accelerator).run() for n in names]
         stores = [outcome.store for outcome in outcomes if outcome.store is not None]
         store = combine(stores, out, images) if is_main() else None
     finally:
