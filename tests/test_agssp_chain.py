@@ -183,6 +183,8 @@ def test_other_settings_and_other_images_are_refused(pool: Path, whole: Path, tm
         ({"model": "yolov8_s"}, r"--model yolov8_s \(was yolov8_n\)"),
         ({"maps": ("batch=1", "size=96")}, r"--maps"),
         ({"method": "mutual"}, r"--method mutual \(was own\)"),
+        ({"method": "auto"}, r"--method auto \(was own\)"),
+        ({"quantile": None}, r"--quantile None \(was 0\.8\)"),
     ):
         with pytest.raises(TrainingError, match=said):
             run_chain(images=str(pool), out=str(whole), **{**SETTINGS, **values})
@@ -207,6 +209,17 @@ def test_a_step_whose_result_is_gone_is_made_again(whole: Path, tmp_path: Path) 
         assert run_chain(out=str(run)).finished
     assert said.getvalue().count("done already") == 2
     one, two = (sha256_file(folder / "detector" / "best" / "model.safetensors") for folder in (run, whole))
+    assert one == two
+
+
+def test_a_model_that_is_gone_is_written_again(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "backbone" / "last")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run_chain(out=str(run)).finished
+    assert said.getvalue().count("done already") == 2 and "last was not there any more" in said.getvalue()
+    one, two = (sha256_file(folder / "backbone" / "last" / "model.safetensors") for folder in (run, whole))
     assert one == two
 
 
@@ -297,6 +310,8 @@ def test_options_are_read_as_the_commands_read_them() -> None:
     read = read_options(PretrainSettings, ("taps=2,3", "lr=3e-4", "plots=false", "scale-min=1"), "backbone", ())
     assert read == {"taps": (2, 3), "lr": 3e-4, "plots": False, "scale_min": 1.0}
     assert ChainSettings(backbone=("task=none",)).options("backbone") == {"task": "none"}
+    named = ChainSettings(method="kead+own", encoder="vit", maps=("clip=folder", "clip-weights=f.pt")).map_settings()
+    assert (named.encoder, named.clip, named.clip_weights) == ("vit", "folder", "f.pt")
 
 
 def test_axes_hold_their_curves() -> None:

@@ -27,7 +27,9 @@ from agssp_zoo.errors import (  # noqa: E402
     UnsafeCheckpointError,
 )
 from agssp_zoo.training.anomaly import MapStore  # noqa: E402
+from agssp_zoo.training.anomaly.boxes import pseudo_boxes  # noqa: E402
 from agssp_zoo.training.anomaly.encoders import CnnEncoder, Encoder, VitEncoder, load_encoder  # noqa: E402
+from agssp_zoo.training.anomaly.maps import make_maps  # noqa: E402
 from agssp_zoo.training.anomaly.methods import build_method  # noqa: E402
 from agssp_zoo.training.anomaly.settings import MapSettings  # noqa: E402
 from agssp_zoo.training.synthetic import Sample, draw_sample  # noqa: E402
@@ -292,6 +294,19 @@ def test_images_of_one_colour(network: str, name: str) -> None:
     for images in (flat, [*flat, *pictures]):
         _, maps = run(name, network, images, [*flat[::3], pictures[0]], size=64)
         assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["own", "auto", "consensus"])
+def test_images_of_one_colour_have_flat_maps_and_no_boxes(name: str, tmp_path: Path) -> None:
+    for number in range(20):
+        shade = (10 * number,) * 3
+        Image.new("RGB", (40 + number % 3, 30), shade).save(tmp_path / f"{number}.png")
+    made_by: dict[str, Any] = {"method": name, "encoder": VIT, "encoder_weights": "none", "size": 64}
+    out = str(tmp_path.parent / f"{tmp_path.name}-maps")
+    settings = MapSettings(data=(str(tmp_path),), out=out, device="cpu", threads=1, **made_by)
+    outcome = make_maps(settings)
+    assert outcome.store is not None and not outcome.store.maps.any() and not outcome.store.scores.any()
+    assert not sum(len(record.boxes) for record in pseudo_boxes(outcome.store, outcome.images).images)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,43 @@ def test_normal_images_by_split_are_those_without_a_label(tmp_path: Path) -> Non
         make(root, tmp_path / "none", object="normal", normal="test")
 
 
+def split_folders(root: Path) -> Path:
+    """YOLO's usual layout, images/train and labels/train: ``d*`` are defective, ``n*`` are not, ``x`` lost a label."""
+    lines = {"d0": "0 0.5 0.5 0.2 0.2\n", "d1": "0 0.4 0.4 0.2 0.2\n", "n0": "", "n1": "", "x": "0 0.5 0.5\n"}
+    for name, line in lines.items():
+        write_image(root / "images" / "train" / f"{name}.png", name)
+        (root / "labels" / "train").mkdir(parents=True, exist_ok=True)
+        (root / "labels" / "train" / f"{name}.txt").write_text(line)
+    return root
+
+
+def test_a_split_of_labelled_data_comes_before_its_folder(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = split_folders(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+
+    def normal(out: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = open_made(root, tmp_path / out, object="normal", normal=name).settings["normal"]
+        return found
+
+    assert normal("split", "train")["in_pool"] == ["train/n0", "train/n1"]
+    assert normal("folder", str(root / "images" / "train"))["images"] == 5
+    assert normal("within", "images/train")["images"] == 5
+    # A folder of the working directory has that name, too.
+    write_image(tmp_path / "train" / "g.png", "g")
+    message = r"a folder of the working directory and a split of .*data; give --normal \./train .* --normal split:train"
+    with pytest.raises(InvalidArgumentError, match=message):
+        normal("both", "train")
+    assert normal("named", "split:train")["in_pool"] == ["train/n0", "train/n1"]
+    assert normal("here", "./train") == {**normal("here", "./train"), "images": 1, "in_pool": []}
+    with pytest.raises(DataError, match=r"--normal split:good: is no split of the data \(train\)"):
+        normal("none", "split:good")
+    # Labels that cannot be read as those asked for are not taken for none.
+    with pytest.raises(DataError):
+        make(root, tmp_path / "none", object="normal", normal="split:train", format="coco")
+
+
 # ---- bad images
 
 
@@ -221,6 +258,22 @@ def test_images_of_one_colour_have_flat_maps(tmp_path: Path) -> None:
         store = open_made(tmp_path / "pool", tmp_path / method, method=method)
         assert not store.maps.any() and not store.scores.any()
         assert all((store.probability(key) == 0).all() for key in store)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_method_finds_in_an_image_of_one_colour_is_left_out(tmp_path: Path, pool: Path, workers: int) -> None:
+    Image.new("RGB", (40, 30), (90, 80, 70)).save(pool / "images" / "even.png")
+    nearly = np.full((30, 40, 3), 90, np.uint8)
+    nearly[-1, -1, 2] = 91
+    Image.fromarray(nearly).save(pool / "images" / "nearly.png")
+    outcome = make(pool, tmp_path / "out", object="pool", workers=workers)
+    store, learnt = outcome.store, float(outcome.notes[0].rpartition(" ")[2])
+    assert store is not None and learnt > 50
+    assert not store.map("even").any() and store.score("even") == 0
+    kept = Dataset((), tuple(record for record in read_images(pool) if record.key != "even"))
+    found = np.stack([store.map(record.key) for record in kept])
+    np.testing.assert_allclose(found, expected(kept) + learnt, atol=0.1)
+    assert (store.probability("even") == 0).all()
 
 
 def break_image(pool: Path, name: str) -> Path:
@@ -266,6 +319,29 @@ def test_a_file_that_is_no_image_counts_as_well(tmp_path: Path, pool: Path) -> N
     assert len(open_made(pool, tmp_path / "out", tolerance=0.05)) == COUNT - 1
 
 
+def test_all_files_that_cannot_be_read_count_together(
+    tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("03", "13"):
+        (pool / "images" / f"{name}.png").write_text("no image")
+    break_image(pool, "07")
+    words = ["anomaly-maps", str(pool), "--method", "gray", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*words, "--tolerance", "0.13"]) == 1  # 3 of 22 are 0.136
+    assert "3 images of 22 cannot be read, more than --tolerance 0.13: '07'" in capsys.readouterr().err
+    assert main([*words, "--tolerance", "0.137"]) == 0
+    assert "without 3 images that cannot be read: 03, 07, 13\n" in capsys.readouterr().out
+    assert main([*words, "--tolerance", "0.137", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] == ["03", "07", "13"]
+    # Of several folders, each by its name; and those that listing alone has lost are a share of all files, too.
+    (pool / "images" / "07.png").unlink()
+    for number in range(2):
+        write_image(tmp_path / "more" / f"{number}.png", str(number))
+    both = (str(pool), str(tmp_path / "more"))
+    assert make(both, tmp_path / "both", tolerance=2 / 23).unreadable == ("pool/03", "pool/13")
+    with pytest.raises(DataError, match=r"2 errors in 23 images, more than the tolerance of 8\.00%"):
+        make(both, tmp_path / "both", tolerance=0.08)
+
+
 def test_a_method_that_fails_names_the_image(tmp_path: Path, pool: Path) -> None:
     Image.new("RGB", (40, 30)).save(pool / "images" / "black.png")
     with pytest.raises(TrainingError, match="map of image black holds values that are no numbers"):
@@ -287,6 +363,40 @@ def test_methods_combine(tmp_path: Path, pool: Path) -> None:
     low, high = part.ranges["pool"]["map"]
     np.testing.assert_allclose(store.map("07"), (part.map("07") - low) / (high - low), rtol=2e-3, atol=1e-3)
     assert make(pool, tmp_path / "out", method="gray+gray2").made == 0
+
+
+def test_a_combination_keeps_the_notes_of_its_parts(tmp_path: Path, pool: Path) -> None:
+    outcome = make(pool, tmp_path / "out", method="gray+gray2", object="pool")
+    assert outcome.store is not None and len(outcome.notes) == 2
+    assert outcome.store.notes == outcome.notes == MapStore.open(tmp_path / "out").notes
+
+
+@pytest.mark.parametrize("failing", ["prepare", "maps"])
+@pytest.mark.parametrize("method", ["gray", "gray+gray2"])
+def test_what_was_begun_is_called_unfinished(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch, method: str, failing: str
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    write_image(pool / "images" / "x" / "0.png", "x")
+    write_image(pool / "images" / "y" / "0.png", "y")
+    asked = 0
+    original = getattr(anomaly_method.Gray, failing)
+
+    def once(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return original(*args) if failing == "prepare" and asked == 1 else stop()
+
+    data = (str(pool / "images" / "x"), str(pool / "images" / "y"))
+    with monkeypatch.context() as patch:
+        patch.setattr(anomaly_method.Gray, failing, once)
+        with pytest.raises(KeyboardInterrupt):
+            make(data, tmp_path / "out", method=method, object="pool")
+    with pytest.raises(DataError, match=r"out: holds unfinished maps; run the same `agssp-zoo anomaly-maps` command"):
+        MapStore.open(tmp_path / "out")
+    assert make(data, tmp_path / "out", method=method, object="pool").store is not None
 
 
 def test_sources_are_kept(tmp_path: Path) -> None:

@@ -474,7 +474,7 @@ def test_unknown_models_and_weights_are_errors_that_help(weights: Path):
         load_clip("ViT-B-16", "laion")
     with pytest.raises(InvalidArgumentError, match=r"Which weights of ViT-L-14-336\? .*openai"):
         load_clip("ViT-L-14-336")
-    with pytest.raises(InvalidArgumentError, match="is a file of weights, and --encoder-weights none others"):
+    with pytest.raises(InvalidArgumentError, match="is a file of weights, and --clip-weights none others"):
         load_clip(str(weights), "none")
     with pytest.raises(InvalidArgumentError, match=r"taps \[3, 2\]"):
         load_clip(small_clip.NAME, "none", taps=(3, 2))
@@ -508,7 +508,7 @@ def test_weights_that_cannot_be_downloaded_say_how_else(monkeypatch: pytest.Monk
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     tag = {"hf_hub": "timm/some/", "mean": (0.5, 0.5, 0.5)}
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: tag)
-    with pytest.raises(HubError, match=r"no route to host.*--encoder-weights FILE"):
+    with pytest.raises(HubError, match=r"no route to host.*--clip-weights FILE"):
         load_clip(model_name, "some_tag")
 
 
@@ -616,6 +616,40 @@ def test_options_make_the_method(clip: Clip, weights: Path, monkeypatch: pytest.
         build(MapSettings(encoder=small_clip.NAME, encoder_weights=str(weights), shots=2))
 
 
+def test_the_network_has_a_name_of_its_own_beside_other_methods(
+    clip: Clip, weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        file = tmp_path / "strip" / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (30, 44, 3), dtype=np.uint8)).save(file)
+
+    def run(out: str, *more: str) -> str:
+        command = ["anomaly-maps", tmp_path / "strip", "--out", tmp_path / out, *more]
+        code = cli.main([*map(str, command), "--device", "cpu", "--threads", "1", "--workers", "0"])
+        error = capsys.readouterr().err
+        assert bool(code) == bool(error)
+        return error
+
+    named = ("--clip", small_clip.NAME, "--clip-weights", str(weights))
+    others = ("--encoder", "vit_tiny_patch16_224", "--encoder-weights", "none", "--size", "64", "--layers", "3")
+    assert run("both", "--method", "kead+own", *named, *others) == ""
+    kead, own = MapStore.open(tmp_path / "both").settings["parts"]
+    assert (kead["encoder"], kead["weights_sha256"], kead["size"]) == (small_clip.NAME, clip.sha256, [40, 40])
+    assert kead["taps"] == list(TAPS)
+    assert (own["encoder"], own["size"], own["layers"]) == ("vit_tiny_patch16_224", 64, [3])
+    # Alone both names are the same, and so are the stores.
+    old = ("--encoder", small_clip.NAME, "--encoder-weights", str(weights))
+    assert run("alone", "--method", "kead", "--size", "48", *old) == ""
+    assert run("alone", "--method", "kead", "--size", "48", *named) == ""
+    assert MapStore.open(tmp_path / "alone").settings["size"] == [48, 48]
+    assert run("alone", "--method", "kead", "--size", "48", *old, *named) == ""
+    error = run("none", "--method", "kead", *old, "--clip", "ViT-B-16")
+    assert f"--encoder {small_clip.NAME} and --clip ViT-B-16: for --method kead alone" in error
+
+
 def test_the_command_makes_maps_by_text_and_by_normal_images(
     weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -644,7 +678,8 @@ def test_the_command_makes_maps_by_text_and_by_normal_images(
     few = MapStore.open(tmp_path / "few")
     assert not few.bounded and few.settings["shots"] == 3
     assert np.isfinite(few.maps).all() and np.isfinite(zero.maps).all()
-    assert not np.allclose(few.map("flat"), zero.map("flat"), atol=1e-3)
+    assert not np.allclose(few.map("0"), zero.map("0"), atol=1e-3)
+    assert not few.map("flat").any() and not zero.map("flat").any() and zero.score("flat") == 0
     code, error = run("none", "--shots", "3")
     assert code == 2 and "name them by --normal" in error
     code, error = run("none", "--object", "cheese")

@@ -269,6 +269,15 @@ def test_every_task_trains(task: str, more: dict[str, Any], drawn: Drawn, tmp_pa
     assert changed == expected
 
 
+@pytest.mark.parametrize("task", ["cls", "simmim", "mocov3"])
+def test_a_task_of_weight_0_is_as_none(task: str, drawn: Drawn, tmp_path: Path) -> None:
+    settings = {**drawn.settings, "taps": (2, 3), "epochs": 1}
+    pretrain_backbone(out=str(tmp_path / "none"), **settings, task="none")
+    pretrain_backbone(out=str(tmp_path / task), **settings, task=task, task_weight=0.0)
+    one, two = (sha256_file(tmp_path / name / "last" / "model.safetensors") for name in ("none", task))
+    assert one == two
+
+
 def test_shards_train_to_the_same_weights(drawn: Drawn, tmp_path: Path) -> None:
     from agssp_zoo.training.data import pack, read_dataset
 

@@ -75,6 +75,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ({"images": "single", "maps": "single_maps"}, TrainingError, r"the same \('single'\); give --images several"),
         ({"freeze": 4}, TrainingError, r"--freeze 4: cspdarknet_n has 4 stages \(1 stage1, .*4 stage4\)"),
         ({"freeze": 3}, TrainingError, "--taps 3: with --freeze 3 this stage cannot learn"),
+        ({"freeze": 2}, TrainingError, "--freeze 2: 2 stages of cspdarknet_n are frozen, so they need .*: --freeze 0"),
+        ({"recipe": "resnet50_cpu"}, TrainingError, "--recipe resnet50_cpu: 2 stages of resnet50 .* give --weights"),
         ({"taps": (5,)}, TrainingError, "--taps 5: cspdarknet_n has 4 stages"),
         ({"taps": (4, 3)}, TrainingError, "--taps is 4 3; give each stage once"),
         ({"taps": (0, 3)}, TrainingError, "stages are numbered from 1"),
@@ -148,6 +150,8 @@ def test_resuming_with_other_settings_maps_or_images_is_refused(drawn: dict[str,
     changed = r"other settings: --batch 2 \(was 4\), --taps \(4,\) \(was \(3, 4\)\); leave"
     with pytest.raises(TrainingError, match=changed):
         pretrain_backbone(**{**settings, "batch": 2, "taps": (4,)}, resume=True)
+    with pytest.raises(TrainingError, match=r"--weights auto \(was none\)"):
+        pretrain_backbone(**{**settings, "weights": "auto", "precision": "auto"}, resume=True)
     write_maps(folder / "pool", folder / "flat", value=0.5)
     with pytest.raises(TrainingError, match="images or their anomaly maps have changed"):
         pretrain_backbone(out=run, resume=True, maps=str(folder / "flat"))

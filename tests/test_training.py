@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -117,6 +118,35 @@ def assert_same_files(first: Path, second: Path) -> None:
     for model in ("last", "best"):
         one, two = (sha256_file(run / model / "model.safetensors") for run in (first, second))
         assert one == two, model
+
+
+def test_models_that_are_lost_are_written_again_from_the_state(
+    tmp_path: Path, threads: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    finetune(data=str(write_data(tmp_path / "data")), out=str(run), **{**SMALL, "epochs": 2, "val_every": 2})
+    figures = ModelConfig.load(run / "best").provenance["metrics"]
+    shutil.copytree(run, tmp_path / "whole")
+    for name in ("last", "best"):
+        shutil.rmtree(run / name)
+    capsys.readouterr()
+    assert finetune(out=str(run), resume=True).best_epoch == 2
+    assert capsys.readouterr().out.count("not there any more: written again from the state") == 2
+    assert_same_files(run, tmp_path / "whole")
+    assert ModelConfig.load(run / "best").provenance["metrics"] == figures != {}
+    # The best model of an earlier epoch is in no state.
+    file = run / "state" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "best_epoch": 1}))
+    shutil.rmtree(run / "best")
+    shutil.rmtree(run / "last")
+    with pytest.raises(TrainingError, match=r"best is lost: it was the model of epoch 1, .* Take .*last in its place"):
+        finetune(out=str(run), resume=True)
+    assert (run / "last" / "model.safetensors").is_file()
+    record = json.loads((run / "config.json").read_text())
+    record["settings"]["epochs"] = 3  # as if the run had been stopped
+    (run / "config.json").write_text(json.dumps(record))
+    assert finetune(out=str(run), resume=True).best_epoch == 3
+    assert "is lost" in capsys.readouterr().out and (run / "best" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

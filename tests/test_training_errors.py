@@ -193,6 +193,9 @@ def test_settings_of_a_stored_run() -> None:
     given = {"precision": "auto", "lr": None, "threads": 3, "report": False}
     merged = merge_for_resume(stored, given, "config.json")
     assert merged == TrainSettings(data="d", out="o", lr=0.01, threads=3, report=False).settled("bf16")
+    # Of what was not settled "auto" is a value as any other.
+    with pytest.raises(TrainingError, match=r"other settings: --weights auto \(was none\); leave them out"):
+        merge_for_resume({**stored, "weights": "none"}, {"weights": "auto"}, "config.json")
     with pytest.raises(ConfigError, match="unknown key 'sice'; did you mean 'size'"):
         merge_for_resume({**stored, "sice": 3}, {}, "config.json")
 

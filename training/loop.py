@@ -117,6 +117,11 @@ class EpochLoop(ABC, Generic[BatchT]):
     outputs: Outputs
     stop: StopRequest
 
+    @property
+    @abstractmethod
+    def result(self) -> torch.nn.Module:
+        """The network that is saved: the averaged one where there is an average."""
+
     @abstractmethod
     def losses(self, batch: BatchT) -> tuple[Tensor, Tensor]:
         """Runs the network: what is minimised, and the losses that are reported (one for each of the parts)."""
@@ -153,6 +158,7 @@ class EpochLoop(ABC, Generic[BatchT]):
         self.note_problems(self.first_problems)
         at, outputs = self.position, self.outputs
         outputs.open(at.history, at.step)
+        self.restore_models()
         reason = ended = ""
         with self.stop.listening():
             try:
@@ -166,6 +172,29 @@ class EpochLoop(ABC, Generic[BatchT]):
         finished = bool(ended) or at.epoch >= self.settings.epochs
         said = reason or "all epochs done"
         return Outcome(outputs.folder, finished, said, at.best, at.best_epoch, at.epoch)
+
+    def restore_models(self) -> None:
+        """Writes the models anew that the run's folder has lost, as far as the state has them.
+
+        Raises:
+            TrainingError: the best model is lost, and no epoch is left that could give another.
+        """
+        at, folder = self.position, self.outputs.folder
+        lost = [name for name in ("last", "best") if not (folder / name / "model.safetensors").is_file()]
+        closed = at.epoch > 0 and at.epoch_step == 0  # what the state holds is the model of the last epoch
+        for name, epoch in (("last", at.epoch), ("best", at.best_epoch)):
+            if name in lost and closed and epoch == at.epoch:
+                self.outputs.write_again(name, self.result, at.history[-1])
+                lost.remove(name)
+        if "best" not in lost or not at.best_epoch:
+            return
+        what = f"{folder / 'best'} is lost: it was the model of epoch {at.best_epoch}, and the state holds a later one"
+        if at.epoch >= self.settings.epochs:
+            raise TrainingError(
+                f"{what}. Take {folder / 'last'} in its place, or train again: remove {folder}, or give another --out."
+            )
+        self.outputs.say(f"{what}; the best of the epochs to come takes its place")
+        at.best, at.best_epoch = -1.0, 0
 
     def train_epoch(self) -> str:
         """The rest of an epoch; returns why it was left before its end, if it was."""

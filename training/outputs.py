@@ -97,6 +97,25 @@ class Outputs:
         sys.stdout.write(self.layout.line(row, self.settings.epochs) + "\n")
         sys.stdout.flush()
 
+    def write_again(self, name: str, module: nn.Module, row: logs.Row) -> None:
+        """Writes a model that the folder has lost, and says so.
+
+        Args:
+            name: ``"last"`` or ``"best"``.
+            module: the network.
+            row: of the epoch that it is of.
+        """
+        if self.main:
+            self._write_model(name, module, row)
+        self.say(f"{self.folder / name} was not there any more: written again from the state")
+
+    def say(self, text: str) -> None:
+        """Says something in a line."""
+        if self.main:
+            self.progress.clear()
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
     def write_history(self, history: Sequence[logs.Row]) -> None:
         """Brings metrics.csv and, now and then, the plots up to date."""
         if self.main:

@@ -251,6 +251,10 @@ def merge_for_resume(stored: Mapping[str, Any], given: Mapping[str, Any], where:
     return merge_settings(TrainSettings, stored, given, where, movable=("out", "data"))
 
 
+_LEFT_OPEN = {"precision": "auto", "lr": None, "momentum": None, "weight_decay": None, "nms_iou": None}
+"""Settings that are settled when a run begins, and what leaves them open. Of any other setting ``auto`` is a value."""
+
+
 def merge_settings(
     cls: type[SettingsT], stored: Mapping[str, Any], given: Mapping[str, Any], where: str, *, movable: Sequence[str]
 ) -> SettingsT:
@@ -272,7 +276,7 @@ def merge_settings(
         f"--{name.replace('_', '-')} {value} (was {getattr(before, name)})"
         for name, value in given.items()
         # What was left to be chosen was settled when the run began; leaving it open again asks for the same.
-        if name not in runtime and value not in (getattr(before, name), "auto", None)
+        if not (name in runtime or value == getattr(before, name) or (name, value) in _LEFT_OPEN.items())
     ]
     if differing:
         raise TrainingError(

@@ -106,6 +106,11 @@ class Trainer(EpochLoop[Batch]):
         self.outputs = Outputs(folder, accelerator.is_main_process, settings, self.module.config, provenance, layout)
         self.stop = StopRequest(accelerator, settings.time_limit)
 
+    @property
+    def result(self) -> DetectorModule:
+        """The averaged network, which is what is validated and saved."""
+        return self.average.module
+
     def set_rates(self) -> float:
         """Learning rate and momentum of the step at hand."""
         return set_rates(self.optimizer, self.position.step, self.plan.steps, self.settings)

@@ -203,8 +203,8 @@ def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
     if path.suffix in SUFFIXES:
         if weights:
             raise InvalidArgumentError(
-                f"--encoder {model} is a file of weights, and --encoder-weights {weights} others; give the "
-                f"architecture's name as --encoder, such as {DEFAULT_MODEL}."
+                f"--clip {model} is a file of weights, and --clip-weights {weights} others; give the architecture's "
+                f"name as --clip, such as {DEFAULT_MODEL}."
             )
         return DEFAULT_MODEL, model
     if model.startswith("hf-hub:"):
@@ -216,7 +216,7 @@ def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
     if weights is None and model != DEFAULT_MODEL:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise InvalidArgumentError(
-            f"Which weights of {model}? Give --encoder-weights with a file or a tag of open_clip (it has: {tags})."
+            f"Which weights of {model}? Give --clip-weights with a file or a tag of open_clip (it has: {tags})."
         )
     return model, DEFAULT_WEIGHTS if weights is None else weights
 

@@ -37,7 +37,7 @@ def find_weights(open_clip: Any, model: str, weights: str, tag: dict[str, Any]) 
     except Exception as error:  # whatever the client raises: no network, no access, a full disk
         raise HubError(
             f"The weights {weights} of {model} are not on this machine and cannot be downloaded ({error}); bring the "
-            "file here by other means and give it as --encoder-weights FILE."
+            "file here by other means and give it as --clip-weights FILE."
         ) from None
 
 
@@ -63,7 +63,7 @@ def load_weights(open_clip: Any, module: Any, name: str, file: Path) -> None:
         detail = " ".join(line.strip() for line in lines[:3])[:400]
         raise CheckpointError(
             f"{file}: cannot be read as weights of {name} ({detail}); give the architecture that they belong to as "
-            "--encoder, and a file in open_clip's layout."
+            "--clip, and a file in open_clip's layout."
         ) from None
 
 

@@ -65,7 +65,7 @@ def combine(stores: Sequence[MapStore], out: str | os.PathLike[str], images: Dat
             maps = np.array([[_map(store, key, grid) for key in keys] for store in stores])
             scores = np.array([[_score(store, key) for key in keys] for store in stores])
             writer.write(rows, maps.mean(axis=0), scores.mean(axis=0))
-    return writer.finish()
+    return writer.finish([note for store in stores for note in store.notes])
 
 
 def _map(store: MapStore, key: str, grid: tuple[int, int]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from .clip import DEFAULT_MODEL, Clip, load_clip
 from .method import AnomalyMethod, Loader
+from .methods import method_names
 from .prompts import PromptSet, load_prompts
 from .text import sentences, text_features
 
@@ -181,6 +182,7 @@ def build(options: MapSettings) -> Kead:
         ModelNotFoundError, HubError, CheckpointError: the model or its weights cannot be had.
     """
     prompts = load_prompts(options.object or DEFAULT_OBJECT)
+    options = _with_own_network(options)
     clip = load_clip(
         options.encoder or DEFAULT_MODEL,
         options.encoder_weights or None,
@@ -188,6 +190,26 @@ def build(options: MapSettings) -> Kead:
         taps=options.layers or None,
     )
     return Kead(clip, prompts, few_shot=bool(options.normal), shots=options.shots)
+
+
+def _with_own_network(options: MapSettings) -> MapSettings:
+    """The options with kead's network as the encoder: of a combination the encoder is that of the other methods.
+
+    Raises:
+        InvalidArgumentError: two networks, or two files of weights, for kead alone.
+    """
+    model, weights = options.clip, options.clip_weights
+    if len(method_names(options.method)) > 1:
+        return dataclasses.replace(options, encoder=model, encoder_weights=weights, size=0, layers=())
+    for flag, one, other in (("", options.encoder, model), ("-weights", options.encoder_weights, weights)):
+        if one and other and one != other:
+            raise InvalidArgumentError(
+                f"--encoder{flag} {one} and --clip{flag} {other}: for --method kead alone both name its CLIP model; "
+                "give one of them."
+            )
+    return dataclasses.replace(
+        options, encoder=options.encoder or model, encoder_weights=options.encoder_weights or weights
+    )
 
 
 def _distance(tokens: Tensor, memory: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ MAPS_FILE, SCORES_FILE, DONE_FILE = "maps.npy", "scores.npy", "done.npy"
 FILES = {"keys": KEYS_FILE, "maps": MAPS_FILE, "scores": SCORES_FILE}
 """What a store's files are called; store.json names them, since a store without its unreadable images has others."""
 
+STATE_FILE = "method.safetensors"
+"""What a method has learnt of the pool, in the store's folder; of several data sets ``method-0.safetensors`` ..."""
+PARTS_FOLDER = "parts"
+"""The stores of the methods of a combination, in the folder of the combined one."""
+
 WAITING, DONE, UNREADABLE = 0, 1, 2
 """States of a row in done.npy."""
 

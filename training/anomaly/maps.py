@@ -27,7 +27,7 @@ from ..data.unlabelled import read_images, sources
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads, settle_workers
 from .combine import combine
 from .grid import enlarge_all
-from .layout import UNREADABLE, WAITING, read_store_file
+from .layout import PARTS_FOLDER, UNREADABLE, WAITING, read_store_file
 from .methods import build_method, method_names
 from .normal import normal_images, normal_settings
 from .preparing import Group, Preparation, group_images, mean_aspect, wait_for
@@ -62,6 +62,12 @@ class Outcome:
     seconds: float
     notes: tuple[str, ...]
 
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Keys of the images that have no map since they cannot be read, as listing the pool or making maps told."""
+        found = self.store.unreadable if self.store is not None else frozenset()
+        return tuple(sorted({*found, *self.images.unreadable}))
+
 
 def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     """Makes the maps of a pool, or goes on where a killed run stopped.
@@ -95,7 +101,7 @@ def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     try:
         if len(names) == 1:
             return _Part(names[0], out, images, settings, accelerator).run()
-        outcomes = [_Part(n, out / "parts" / n, images, settings, accelerator).run() for n in names]
+        outcomes = [_Part(n, out / PARTS_FOLDER / n, images, settings, accelerator).run() for n in names]
         stores = [outcome.store for outcome in outcomes if outcome.store is not None]
         store = combine(stores, out, images) if is_main() else None
     finally:
@@ -189,11 +195,8 @@ class _Part:
             return Outcome(None, self.images, made, time.monotonic() - start, tuple(notes))
         wait_for(lambda: not len(writer.rows(WAITING)))
         lost = len(writer.rows(UNREADABLE))
-        if lost > self.settings.tolerance * len(self.images):  # of all processes together
-            raise TrainingError(
-                f"{lost} of {len(self.images)} images cannot be read, more than --tolerance {self.settings.tolerance:g}"
-                "; restore them, or give a higher --tolerance to go on without them."
-            )
+        if said := Tolerance(self.images, self.settings.tolerance).exceeded(lost):  # of all processes together
+            raise TrainingError(f"{said}; restore them, or give a higher --tolerance to go on without them.")
         seconds = time.monotonic() - start
         return Outcome(writer.finish(notes), self.images, missing - lost, seconds, tuple(notes))
 
@@ -234,7 +237,12 @@ class _Part:
                         maps, scores = self._maps(method, read.inputs)
                         if maps.shape[1:] != writer.grid and writer.grid is not None:
                             maps = enlarge_all(maps.float(), writer.grid)
-                        writer.write(read.indices, maps.float().cpu().numpy(), scores.float().cpu().numpy())
+                        found = maps.float().cpu().numpy(), scores.float().cpu().numpy()
+                        for values in found:
+                            # Nothing stands out in an image of one colour: what a method finds there is where its
+                            # patches lie, and how the network rounds. What is no number stays so, and is an error.
+                            values[read.even] *= 0
+                        writer.write(read.indices, *found)
                     yield from read.indices
 
         total = sum(len(block) for blocks in work for block in blocks)

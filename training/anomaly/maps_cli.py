@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from agssp_zoo.errors import AgsspZooError
 
+from ..data.problems import some
 from ..settings import add_setting_arguments, given_settings
 from .settings import MapSettings
 
@@ -75,7 +76,7 @@ def to_dict(outcome: Outcome) -> dict[str, object]:
         "path": str(store.path),
         "method": store.settings["method"],
         "images": len(store),
-        "unreadable": sorted(store.unreadable),
+        "unreadable": list(outcome.unreadable),
         "grid": list(store.grid),
         "sources": dict(Counter(store.sources)),
         "settings": store.settings,
@@ -101,10 +102,9 @@ def to_text(outcome: Outcome, pictures: Sequence[str] = ()) -> str:
         )
     else:
         lines.append("all of them were there already")
-    if store.unreadable:
-        lines.append(
-            f"without {len(store.unreadable)} images that cannot be read: {', '.join(sorted(store.unreadable)[:5])}"
-        )
+    if lost := outcome.unreadable:
+        images = "an image" if len(lost) == 1 else f"{len(lost)} images"
+        lines.append(f"without {images} that cannot be read: {some(list(lost), 5)}")
     lines += [*outcome.notes, *([f"pictures: {pictures[0]}"] if pictures else [])]
     return "\n".join(lines) + "\n"
 

@@ -27,7 +27,7 @@ class AnomalyMethod(abc.ABC):
     one data set after the other :meth:`fit`, :meth:`load_state` and the maps. :meth:`preprocess` runs in several
     threads at once.
     Maps are in the order of the pixels, row 0 on top, and high where something is unusual. An image of one constant
-    colour has a finite map.
+    colour has a finite map, in place of which the driver puts 0.
 
     Attributes:
         name: the method, as ``--method`` calls it.

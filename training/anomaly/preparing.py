@@ -23,16 +23,13 @@ from agssp_zoo.errors import DataError, TrainingError
 
 from ..data.dataset import Dataset
 from ..data.progress import progress
-from .layout import describe_images, fingerprint, writing
+from .layout import STATE_FILE, describe_images, fingerprint, writing
 from .reading import Tolerance, make_loader
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .method import AnomalyMethod
-
-STATE_FILE = "method.safetensors"
-"""What a method has learnt of the pool, in the store's folder; of several data sets ``method-0.safetensors`` ..."""
 
 _WAIT = 0.2
 """Seconds between two looks for a file of another process."""

@@ -29,11 +29,13 @@ class Read:
         indices: of the images in ``inputs``.
         inputs: float32 (B, 3, H, W); ``None`` where none could be read.
         unreadable: index -> why not.
+        even: bool (B,), for each image in ``inputs`` whether all of its pixels have one colour.
     """
 
     indices: tuple[int, ...]
     inputs: Tensor | None
     unreadable: dict[int, str]
+    even: NDArray[np.bool_]
 
 
 def read_batches(
@@ -52,9 +54,10 @@ def read_batches(
         the batches, in order.
     """
 
-    def one(index: int) -> Tensor | str:
+    def one(index: int) -> tuple[Tensor, bool] | str:
         try:
-            return preprocess(images[index].load_image())
+            image = images[index].load_image()
+            return preprocess(image), _is_even(image)
         except (AgsspZooError, OSError) as error:
             return str(error)
 
@@ -62,7 +65,7 @@ def read_batches(
         for batch in batches:
             yield _collate(batch, [one(index) for index in batch], pin)
         return
-    ahead: deque[tuple[Sequence[int], list[Future[Tensor | str]]]] = deque()
+    ahead: deque[tuple[Sequence[int], list[Future[tuple[Tensor, bool] | str]]]] = deque()
     with ThreadPoolExecutor(workers, "agssp-zoo-images") as pool:
         try:
             for batch in batches:
@@ -79,22 +82,29 @@ def read_batches(
                     future.cancel()
 
 
-def _collate(batch: Sequence[int], results: Sequence[Tensor | str], pin: bool) -> Read:
+def _collate(batch: Sequence[int], results: Sequence[tuple[Tensor, bool] | str], pin: bool) -> Read:
     import torch
 
     unreadable = {index: result for index, result in zip(batch, results, strict=True) if isinstance(result, str)}
     indices = tuple(index for index in batch if index not in unreadable)
-    tensors = [result for result in results if not isinstance(result, str)]
-    inputs = torch.stack(tensors) if tensors else None
-    return Read(indices, inputs.pin_memory() if pin and inputs is not None else inputs, unreadable)
+    read = [result for result in results if not isinstance(result, str)]
+    inputs = torch.stack([tensor for tensor, _ in read]) if read else None
+    even = np.array([flag for _, flag in read], np.bool_)
+    return Read(indices, inputs.pin_memory() if pin and inputs is not None else inputs, unreadable, even)
+
+
+def _is_even(image: NDArray[np.uint8]) -> bool:
+    """Whether all pixels have one colour; most images show by their first row that they do not."""
+    first = image[0, 0]
+    return bool((image[0] == first).all() and (image == first).all())
 
 
 class Tolerance:
-    """Counts the images of a pool that cannot be read.
+    """Counts the images of a pool that cannot be read: those that listing it has lost, and those found later.
 
     Args:
         images: the pool.
-        share: how many of them may be unreadable, 0-1.
+        share: how many of all files may be unreadable, 0-1.
     """
 
     def __init__(self, images: Dataset, share: float) -> None:
@@ -109,13 +119,25 @@ class Tolerance:
             TrainingError: there are more than tolerated.
         """
         self._found.update(read.unreadable)
-        if len(self._found) > self.share * len(self.images):
+        if said := self.exceeded(len(self._found)):
             index, why = next(iter(read.unreadable.items()))
-            what = "an image" if len(self._found) == 1 else f"{len(self._found)} images"
             raise TrainingError(
-                f"{what} of {len(self.images)} cannot be read, more than --tolerance {self.share:g}: "
-                f"{self.images[index].key!r}: {why} Restore it, or give a higher --tolerance to go on without it."
+                f"{said}: {self.images[index].key!r}: {why} Restore it, or give a higher --tolerance to go on without "
+                "it."
             )
+
+    def exceeded(self, found: int) -> str:
+        """Says that too many images cannot be read; empty where they are as few as tolerated.
+
+        Args:
+            found: how many of the images could not be read, beside those that listing has lost.
+        """
+        lost = found + len(self.images.unreadable)
+        total = len(self.images) + len(self.images.unreadable)
+        if not found or lost <= self.share * total:
+            return ""
+        what = "an image" if lost == 1 else f"{lost} images"
+        return f"{what} of {total} cannot be read, more than --tolerance {self.share:g}"
 
 
 def gray_input(preprocess: Preprocess) -> Tensor:

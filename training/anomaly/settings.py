@@ -37,13 +37,18 @@ class MapSettings:
         "one; one: all images, where the folders of the pool are classes",
     )
     normal: str = setting(
-        "", "normal images: a folder (also one within the data), or a split of the data, of which those without labels"
+        "",
+        "normal images: a folder (also one within the data), or a split of the data, of which those without labels; "
+        "split:NAME is a split in any case, ./NAME a folder",
     )
     shots: int = setting(0, "how many of the normal images are used, drawn by the seed; 0: all")
     seed: int = setting(0, "of all that is drawn: normal images, samples of the pool")
     tolerance: float = setting(0.0, "share of the images that may be unreadable, 0-1", runtime=True)
 
-    encoder: str = setting("", "network: a timm or open_clip name, or a backbone of the zoo; left out: the method's")
+    encoder: str = setting(
+        "",
+        "network: a timm name or a backbone of the zoo (for kead alone, as --clip); left out: the method's",
+    )
     encoder_weights: str = setting("", "file of its weights; left out: those that are known by the encoder's name")
     size: int = setting(0, "side of the network's input; 0: the method's")
     aspect: Literal["keep", "square"] = setting(
@@ -52,6 +57,12 @@ class MapSettings:
         "that size; square: images are squashed onto it (kead always does that)",
     )
     layers: tuple[int, ...] = setting((), "layers whose features are compared, from 1; left out: the method's")
+    clip: str = setting(
+        "",
+        "kead: its CLIP model, an open_clip name or folder; combined with other methods, whose --encoder, --size and "
+        "--layers are not its, too; left out: the authors'",
+    )
+    clip_weights: str = setting("", "kead: file of that model's weights, or a tag of open_clip")
     object: str = setting("", "kead: what the images show, a name of `agssp-zoo prompts list` or a .toml file")
     precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "no", "arithmetic of the network: no (float32), bf16 or fp16 (mixed)"

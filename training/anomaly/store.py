@@ -16,7 +16,16 @@ from agssp_zoo.errors import DataError
 
 from ..data.dataset import Dataset
 from ..data.problems import some
-from .layout import DONE, DONE_FILE, KEYS_FILE, MAPS_FILE, file_bytes, read_store_file
+from .layout import (
+    DONE,
+    DONE_FILE,
+    KEYS_FILE,
+    MAPS_FILE,
+    PARTS_FOLDER,
+    STATE_FILE,
+    file_bytes,
+    read_store_file,
+)
 from .rescale import rescale
 
 
@@ -69,7 +78,8 @@ class MapStore:
         folder = Path(path)
         values = read_store_file(folder)
         if values is None:
-            begun = any((folder / name).exists() for name in (KEYS_FILE, DONE_FILE, MAPS_FILE))
+            begun = any((folder / name).exists() for name in (KEYS_FILE, DONE_FILE, MAPS_FILE, PARTS_FOLDER))
+            begun = begun or any(folder.glob(STATE_FILE.replace(".", "*.")))  # nothing but learning has been done
             how = "holds unfinished maps; run the same `agssp-zoo anomaly-maps` command again to finish them."
             raise DataError(f"{folder}: {how if begun else 'is not a store of anomaly maps.'}")
         if not values.get("complete"):

@@ -71,6 +71,11 @@ class Dataset:
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
     @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Keys of the image files that could not be read, and are therefore no records."""
+        return tuple(problem.key for problem in self.errors if problem.code == "corrupt-image")
+
+    @property
     def warnings(self) -> tuple[Problem, ...]:
         """The problems that were repaired, or are unusual."""
         return tuple(problem for problem in self.problems if problem.severity == "warning")
@@ -188,7 +193,8 @@ class Dataset:
         """Refuses a data set that lost images or labels, instead of going on without them silently.
 
         Args:
-            tolerance: accepted number of errors as a share of the number of images, 0-1. Warnings never count.
+            tolerance: accepted number of errors as a share of the number of images, 0-1. Warnings never count. Without
+                labels the images that cannot be read are among that number: it is that of all files.
             labels: there must be at least one label.
 
         Returns:
@@ -201,11 +207,12 @@ class Dataset:
         if not 0.0 <= tolerance <= 1.0:
             raise InvalidArgumentError(f"require_clean: tolerance is {tolerance}; it must lie in 0-1.")
         errors = self.errors
-        if len(errors) > tolerance * len(self.records):
+        total = len(self.records) + (0 if labels else len(self.unreadable))
+        if len(errors) > tolerance * total:
             listed = "\n  ".join(str(problem) for problem in errors[:5])
             more = f"\n  ... and {len(errors) - 5} more" if len(errors) > 5 else ""
             raise DataError(
-                f"{self.path}: {len(errors)} errors in {len(self.records)} images, more than the tolerance of "
+                f"{self.path}: {len(errors)} errors in {total} images, more than the tolerance of "
                 f"{tolerance:.2%}:\n  {listed}{more}\nCorrect them (`agssp-zoo check-data` lists them all), or raise "
                 "the tolerance to go on without these images and labels."
             )

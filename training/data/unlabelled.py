@@ -98,7 +98,11 @@ def read_images(
         for name, pool in zip(names, pools, strict=True)
         for record in pool
     ]
-    problems = [problem for pool in pools for problem in pool.problems]
+    problems = [
+        replace(problem, key=f"{name}/{problem.key}") if name and problem.key else problem
+        for name, pool in zip(names, pools, strict=True)
+        for problem in pool.problems
+    ]
     dataset = pools[0]
     if len(pools) > 1:
         dataset = Dataset((), tuple(records), tuple(problems), ", ".join(chosen), "images")

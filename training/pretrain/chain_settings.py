@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agssp_zoo.errors import InvalidArgumentError, TrainingError
+from agssp_zoo.errors import InvalidArgumentError
 
 from ..anomaly.settings import MapSettings
 from ..settings import add_setting_arguments, setting
 from .recipes import list_recipes, with_recipe
-from .settings import PretrainSettings
+from .settings import PretrainSettings, check_frozen
 from .stage2_settings import HIDDEN, DetectorSettings
 
 STEPS = ("maps", "backbone", "detector")
@@ -130,12 +130,8 @@ class ChainSettings:
         named = self.options("backbone").keys() & {"task", "labels"}
         if single and not named and merged.get("task", PretrainSettings.task) == "cls":
             values["task"] = "none"
-        if self.weights == "none" and merged.get("freeze", 0):
-            raise TrainingError(
-                f"--recipe {self.recipe}: {merged['freeze']} stages of {backbone} are frozen, so they need weights: "
-                "give --weights (a model name, a model folder or a .safetensors file), or thaw all stages: --backbone "
-                "freeze=0."
-            )
+        frozen = merged.get("freeze", 0)
+        check_frozen(self.weights, frozen, model=backbone, recipe=self.recipe, thaw="--backbone freeze=0")
         return values
 
     def detector_values(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..devices import build_accelerator, is_main, settle_precision, settle_threa
 from ..position import Outcome
 from ..record import RUN_FILE, write_record
 from ..settings import add_setting_arguments, given_settings, merge_settings
-from .settings import PretrainSettings
+from .settings import PretrainSettings, check_frozen
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -98,6 +98,8 @@ def pretrain_backbone(*, resume: bool = False, **values: Any) -> Outcome:
 
     start = build_backbone(settings)
     check_stages(start.module, settings)
+    if stored is None:  # a run that goes on has its stages, whatever they are
+        check_frozen(settings.weights, settings.freeze, model=settings.model, recipe=settings.recipe)
     pool = read_pool(settings)
     record = describe(settings, pool, start)
     if stored and not same_data(record, stored):

@@ -40,7 +40,7 @@ class PretrainNetwork(nn.Module):
         backbone.set_drop_path(settings.drop_path)
         backbone.set_checkpointing(settings.checkpointing)
         count = len(backbone.stages)
-        task_runs = bool(settings.task_weight and settings.task != "none")
+        task_runs = settings.active_task != "none"
         self.stages = StageRunner(backbone, count if task_runs else max(settings.taps))
         # So that norms behind other maps are not waited for when gradients of several processes are averaged.
         used = {number - 1 for number in settings.taps} | ({count - 1} if task_runs else set())

@@ -86,7 +86,7 @@ def read_pool(settings: PretrainSettings) -> Pool:
     names = sources(images)
     classes = names if settings.labels == "source" else [_folder(record.key) for record in images]
     class_names = tuple(sorted(set(classes)))
-    if settings.task == "cls" and settings.task_weight and len(class_names) < 2:
+    if settings.active_task == "cls" and len(class_names) < 2:
         raise TrainingError(
             f"{images.path}: task cls learns the names of {settings.labels}s, and all images have the same "
             f"({class_names[0]!r}); give --images several, or --labels folder, or --task none."
@@ -235,7 +235,7 @@ class PoolSamples(Samples[Drawn]):
             grid = self.pool.maps.probability(self.pool.images[index].key)
             if settings.map_power != 1:
                 grid = grid**settings.map_power
-            count = 2 if settings.task == "mocov3" else 1
+            count = 2 if settings.active_task == "mocov3" else 1
             views = tuple(draw_view(rng, image, grid, settings) for _ in range(count))
             return Drawn(views, int(self.pool.labels[index]), self._hide(rng), key, tuple(problems))
         raise TrainingError(f"{self.pool.images.path}: {TRIES} images in a row cannot be read: {problems[0]}")
@@ -243,7 +243,7 @@ class PoolSamples(Samples[Drawn]):
     def _hide(self, rng: np.random.Generator) -> NDArray[np.bool_]:
         """The patches that simmim hides, (P, P); (0, 0) for other tasks."""
         settings = self.settings
-        side = settings.size // settings.mask_patch if settings.task == "simmim" else 0
+        side = settings.size // settings.mask_patch if settings.active_task == "simmim" else 0
         hidden = np.zeros(side * side, np.bool_)
         hidden[rng.permutation(side * side)[: round(settings.mask_ratio * side * side)]] = True
         return hidden.reshape(side, side)

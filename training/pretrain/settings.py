@@ -56,7 +56,7 @@ class PretrainSettings:
     task: Literal["cls", "simmim", "mocov3", "none"] = setting(
         "cls", "what is learned beside the maps: cls: names of data sets or folders; simmim, mocov3, none"
     )
-    task_weight: float = setting(0.1, "weight of the task's loss")
+    task_weight: float = setting(0.1, "weight of the task's loss; 0: as --task none")
     labels: Literal["source", "folder"] = setting("source", "classes of cls: the data sets, or the folders of images")
     label_smoothing: float = setting(0.0, "of cls, 0-1")
     mask_ratio: float = setting(0.6, "share of the patches that simmim hides, 0-1")
@@ -176,8 +176,13 @@ class PretrainSettings:
         _check(bool(self.taps) and min(self.taps, default=0) >= 1, "taps", self, "stages are numbered from 1")
         _check(list(self.taps) == sorted(set(self.taps)), "taps", self, "give each stage once, in ascending order")
         _check(self.schedule != "step" or bool(self.milestones), "milestones", self, "schedule step needs some")
-        learns = self.map_weight > 0 or (self.task != "none" and self.task_weight > 0)
+        learns = self.map_weight > 0 or self.active_task != "none"
         _check(learns, "map_weight", self, "with task none, or a task weight of 0, nothing would be learned")
+
+    @property
+    def active_task(self) -> str:
+        """The task; ``"none"`` where its weight is 0, since what cannot teach anything is not built either."""
+        return self.task if self.task_weight else "none"
 
     def resized(self, height: int, width: int, factor: float) -> tuple[float, float]:
         """Height and width in pixels that an image is resized to, at a factor between ``scale_min`` and ``scale_max``.
@@ -209,6 +214,27 @@ class PretrainSettings:
     def from_dict(cls, values: Mapping[str, Any], where: str = "config.json") -> PretrainSettings:
         """The settings from plain values; unknown keys and wrong types are a ConfigError."""
         return from_plain(cls, values, where)
+
+
+def check_frozen(weights: str, freeze: int, *, model: str, recipe: str, thaw: str = "--freeze 0") -> None:
+    """Refuses to freeze stages that would stay as they were drawn.
+
+    Args:
+        weights: what the backbone starts from; ``"none"``: random weights.
+        freeze: how many stages are frozen.
+        model: architecture of the backbone.
+        recipe: which may have said so; empty without one.
+        thaw: the option that freezes none.
+
+    Raises:
+        TrainingError: stages are frozen, and there are no weights.
+    """
+    if weights == "none" and freeze:
+        raise TrainingError(
+            f"{f'--recipe {recipe}' if recipe else f'--freeze {freeze}'}: {freeze} stages of {model} are frozen, so "
+            "they need weights: give --weights (a model name, a model folder or a .safetensors file), or thaw all "
+            f"stages: {thaw}."
+        )
 
 
 _BY_OPTIMIZER = {

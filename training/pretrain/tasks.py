@@ -59,11 +59,11 @@ def build_task(settings: PretrainSettings, backbone: Backbone, classes: int) -> 
         TrainingError: the task does not suit the backbone or the sizes.
     """
     channels = backbone.stage_info[-1].channels
-    if settings.task == "cls" and settings.task_weight:
+    if settings.active_task == "cls":
         return Classification(channels, classes, settings.label_smoothing)
-    if settings.task == "simmim":
+    if settings.active_task == "simmim":
         return (MaskedTokens if backbone.has_tokens else MaskedModelling)(backbone, settings)
-    if settings.task == "mocov3":
+    if settings.active_task == "mocov3":
         return MoCo(backbone, settings)
     return NoTask()
 
