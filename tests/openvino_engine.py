@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -84,6 +85,24 @@ def test_further_sizes_run_in_one_network(file):
         found = engine.run(images)
         assert np.abs(found.scores - session.run(["scores"], {"images": images})[0]).max() < SCORE
     assert len(engine._of_size) == STATIC_SIZES
+
+
+def test_threads_get_the_answers_to_their_own_images(file):
+    """Of sizes that each have a network, and of one that has none."""
+    engine = OpenVinoEngine(file, precision="float32")
+    images = [
+        *surfaces(4, (192, 256))[:, None],
+        *(surfaces(1, (64 + 32 * number, 64)) for number in range(STATIC_SIZES)),
+    ]
+    alone = [engine.run(image, conf=0.005) for image in images]
+    assert len({answer.scores.tobytes() for answer in alone}) == len(images)
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda image: engine.run(image, conf=0.005), images * 6))
+    for found, expected in zip(together, alone * 6, strict=True):
+        assert np.array_equal(found.labels, expected.labels) and np.abs(found.scores - expected.scores).max() < SCORE
+    before = together[0].boxes.copy()
+    engine.run(images[1], conf=0.005)
+    assert np.array_equal(together[0].boxes, before), "an answer is the caller's own"
 
 
 @pytest.mark.skipif(not bfloat16_here(), reason="this CPU has no bfloat16")

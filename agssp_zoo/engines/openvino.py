@@ -7,6 +7,7 @@ of input it is compiled again for exactly that size, which takes a fraction of a
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class OpenVinoEngine:
         if precision is None and metadata.get("precision") == "int8":
             precision = "float32"  # what is not in 8 bits; the file's figures were measured so
         self.precision = _find_precision(self._core, self._device, precision)
+        self._lock = threading.Lock()
         self._any_size = self._compile(self._model)
         self._of_size: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
@@ -105,7 +107,10 @@ class OpenVinoEngine:
         max_det: int | None = None,
         sizes: NDArray[np.int64] | None = None,
     ) -> RawDetections:
-        """See :meth:`agssp_zoo.engines.base.Engine.run`; ``max_det`` is fixed in the file, so more are answered."""
+        """See :meth:`agssp_zoo.engines.base.Engine.run`; ``max_det`` is fixed in the file, so more are answered.
+
+        Threads that share the engine wait for each other: one run has all of OpenVINO's threads anyhow.
+        """
         settings = self.config.postprocess
         feeds: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(images)}
         for name, values in (
@@ -117,8 +122,8 @@ class OpenVinoEngine:
         if "sizes" in self.inputs:
             feeds["sizes"] = np.full((1, 2), _ALL_VALID, np.int64) if sizes is None else sizes
         try:
-            request = self._request(images.shape)
-            found = request.infer(feeds, share_inputs=True)
+            with self._lock:  # a request holds the inputs and outputs of one run; what it answers is copied
+                found = self._request(images.shape).infer(feeds, share_inputs=True, share_outputs=False)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise EngineError(
                 f"{self.path} cannot be run on images of shape {images.shape}: {_first_line(error)} "
