@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import InvalidArgumentError, MissingDependencyError
+from agssp_zoo.json_text import json_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -178,7 +178,7 @@ class Detections:
 
     def to_json(self) -> str:
         """:meth:`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        return json_text(self.to_dict())
 
     def to_yolo(self, *, scores: bool = True) -> str:
         """YOLO's text: a line ``label x_center y_center width height [score]`` a detection, as shares of the image."""

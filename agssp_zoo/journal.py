@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agssp_zoo.errors import SourceError
+from agssp_zoo.json_text import json_text
 
 
 class Version(NamedTuple):
@@ -93,7 +94,7 @@ class Journal:
         Raises:
             OSError: it cannot be written; what was written of it is taken back.
         """
-        line = json.dumps({"file": version._asdict(), **entry}, ensure_ascii=False).encode() + b"\n"
+        line = json_text({"file": version._asdict(), **entry}).encode() + b"\n"
         before = os.fstat(self._file.fileno()).st_size
         try:
             written = 0

@@ -116,6 +116,10 @@ def _open(source: str | int) -> Any:
             path = Path(str(source)).expanduser()
             if not path.is_file():
                 raise ImageError(f"There is no file {path}; check the path.")
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:  # OpenCV ends the whole process
+                raise ImageError(f"{path}: OpenCV opens only files whose names are UTF-8; rename it.") from None
             capture = cv2.VideoCapture(str(path))
             if not capture.isOpened():
                 raise ImageError(f"{path} is damaged or no video of a known kind; give MP4, AVI, MKV, MOV ...")

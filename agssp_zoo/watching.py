@@ -7,7 +7,6 @@ journal entry are one line.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import InvalidArgumentError, SourceError
 from agssp_zoo.journal import Journal, Lock, Version, force_to_disk, write_durably
+from agssp_zoo.json_text import json_text
 from agssp_zoo.prefetch import WriteBehind
 from agssp_zoo.sources import is_image_name, natural_key
 
@@ -272,7 +272,7 @@ class Watch:
                     self.report(f"no picture of {path}: {gone}")
         if self.settings.files and answers:
             answer_file = self.settings.out / ANSWERS / f"{name}.json"
-            write_durably(answer_file, json.dumps({"file": version._asdict(), **entry}, ensure_ascii=False) + "\n")
+            write_durably(answer_file, json_text({"file": version._asdict(), **entry}) + "\n")
             entry = {"answer": f"{ANSWERS}/{name}.json", **({"error": str(error)} if error is not None else {})}
         self.journal.add(version, entry)
         self.counts.images += len(answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 
@@ -132,6 +133,13 @@ def test_labels_make_room_for_each_other():
 def test_names_that_pillows_font_does_not_know():
     found = make(names=("划痕", "Größe", "царапина"))
     assert found.plot(np.zeros((200, 400, 3), np.uint8)).size == (400, 200)
+
+
+def test_a_path_that_is_no_utf8_reads_back(tmp_path):
+    found = make(path=os.fsdecode(b"Bl\xe4ch.jpg"), names=("划痕", "b", "c"))
+    written = found.save(tmp_path / "a.json").read_bytes()
+    assert rb"Bl\udce4ch.jpg" in written and json.loads(written) == found.to_dict()
+    assert written.decode("utf-8") == found.to_json() + "\n"
 
 
 def test_saving(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,20 @@ def test_options_reach_the_detector(
     code, stdout, _ = predict(capsys, images / "s2.jpg", "-m", model, "--out", out, "--no-images")
     assert code == 0 and stdout == f"0 detections in 1 images: {out / 'predictions.json'}\n"
     assert [p.name for p in out.iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_a_name_that_is_no_utf8(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, odd = tmp_path / "images", os.fsdecode(b"Bl\xe4ch.png")
+    folder.mkdir()
+    for name in ("a.png", odd, "z.png"):
+        Image.new("L", (64, 64), 250).save(folder / name)
+    (folder / os.fsdecode(b"\xe4.png")).write_bytes(b"no image")
+    code, stdout, stderr = predict(capsys, folder, "-m", model, "--out", tmp_path / "out", "--json")
+    assert code == 1 and json.loads(stdout)["failed"][0]["path"] == str(folder / os.fsdecode(b"\xe4.png")), stderr
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert {Path(entry["path"]).name for entry in entries} == {"a.png", odd, "z.png"}
+    assert len(list((tmp_path / "out" / "annotated").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import threading
 import tracemalloc
@@ -103,6 +104,14 @@ def test_what_is_no_video(tmp_path: Path, film: Path) -> None:
     errors = []
     found = detector().predict([tmp_path / "bad.mp4", film], on_error=lambda path, error: errors.append(path))
     assert len(found) == FRAMES and [Path(path).name for path in errors] == ["bad.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_a_name_that_is_no_utf8_does_not_end_the_process(film: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"B\xe4nd.avi")
+    odd.write_bytes(film.read_bytes())
+    with pytest.raises(ImageError, match="rename it"):
+        detector().predict(odd)
 
 
 @pytest.mark.parametrize("camera", [97, "camera:97"])

@@ -191,6 +191,20 @@ def test_bad_empty_and_vanished_files(detector, line: Path, tmp_path: Path) -> N
     assert names(out, JOURNAL).count("gone.png") == 1, "what comes again is new"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+@pytest.mark.parametrize("files", [False, True])
+def test_a_name_that_is_no_utf8(detector, line: Path, tmp_path: Path, files: bool) -> None:
+    out, odd = tmp_path / "out", os.fsdecode(b"Bl\xe4ch.png")
+    for name in ("a.png", odd, "z.png"):
+        save(line / name)
+    for _ in range(2):  # a restart knows it again
+        assert once(detector, line, out, files=files, pictures=True) == []
+        assert sorted(names(out, JOURNAL if files else LINES)) == sorted(["a.png", odd, "z.png"])
+    assert {path.name for path in (out / "annotated").iterdir()} == {"a.png.jpg", f"{odd}.jpg", "z.png.jpg"}
+    answer = json.loads((out / "results" / f"{odd}.json").read_text()) if files else entries(out)[1]
+    assert answer["path"] == str(line / odd) and len(answer["boxes"]) == 1
+
+
 def test_a_file_that_changes_while_it_is_read_is_read_again(detector, line: Path, tmp_path: Path) -> None:
     class Changing:
         first = True

@@ -76,9 +76,9 @@ def image_size(text: str) -> int | tuple[int, int]:
 
 def print_json(value: object) -> None:
     """Prints a value as JSON on stdout."""
-    import json
+    from agssp_zoo.json_text import json_text
 
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:

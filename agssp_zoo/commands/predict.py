@@ -6,7 +6,6 @@ Both are written as the images come, so that a folder of any size runs in consta
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from agssp_zoo.commands.options import (
     print_json,
 )
 from agssp_zoo.errors import InvalidArgumentError, SourceError
+from agssp_zoo.json_text import json_text
 from agssp_zoo.prefetch import WriteBehind
 from agssp_zoo.video import is_live, is_video
 
@@ -118,7 +118,7 @@ def _json_list(path: Path, wanted: Callable[[], bool]) -> Iterator[Any]:
 
     def add(entry: dict[str, Any]) -> None:
         nonlocal separator
-        file.write(separator + json.dumps(entry, ensure_ascii=False))
+        file.write(separator + json_text(entry))
         separator = ",\n"
 
     try:
