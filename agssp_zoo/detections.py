@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import InvalidArgumentError, MissingDependencyError
+from agssp_zoo.file_names import short_name
 from agssp_zoo.json_text import json_text
 
 if TYPE_CHECKING:
@@ -139,11 +140,13 @@ class Detections:
         file is written under a temporary name and renamed.
 
         Raises:
-            InvalidArgumentError: an unknown suffix.
+            InvalidArgumentError: an unknown suffix, or a picture too large for the format.
+            ImageError: the image cannot be read.
+            OSError: the file cannot be written.
         """
         out = Path(path).expanduser()
         suffix = out.suffix.lower()
-        temporary = out.with_name(f".{out.stem}.{os.getpid()}.tmp{suffix}")
+        temporary = out.with_name(f".{short_name(out.stem)}.{os.getpid()}.tmp{suffix}")
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             if suffix in (".json", ".txt"):
@@ -156,6 +159,13 @@ class Detections:
                 except (ValueError, KeyError):
                     raise InvalidArgumentError(
                         f"{out.name}: unknown suffix; give an image's (.png, .jpg), .json or .txt."
+                    ) from None
+                except OSError as error:
+                    if error.errno is not None:  # of the disk
+                        raise
+                    width, height = picture.size
+                    raise InvalidArgumentError(
+                        f"{out.name}: a file of this kind holds no picture of {width}x{height} pixels; save it as .png."
                     ) from None
             temporary.replace(out)
         finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import InvalidArgumentError, SourceError
+from agssp_zoo.file_names import short_name
 from agssp_zoo.journal import Journal, Lock, Version, force_to_disk, write_durably
 from agssp_zoo.json_text import json_text
 from agssp_zoo.prefetch import WriteBehind
@@ -265,10 +266,8 @@ class Watch:
                 page = "" if answer.page is None else f"_page{answer.page}"
                 try:
                     force_to_disk(answer.save(self.settings.out / PICTURES / f"{name}{page}.jpg"))
-                except (
-                    SourceError,
-                    InvalidArgumentError,
-                ) as gone:  # moved on before its picture was drawn; the answer stands
+                except (SourceError, InvalidArgumentError) as gone:
+                    # Moved on before its picture was drawn, or too large for a JPEG; the answer stands.
                     self.report(f"no picture of {path}: {gone}")
         if self.settings.files and answers:
             answer_file = self.settings.out / ANSWERS / f"{name}.json"
@@ -283,5 +282,5 @@ class Watch:
 
     def _name(self, version: Version) -> str:
         """What the answer is called: by the file, and from its second version on with the version's number."""
-        number = self.journal.counts.get(version.name, 0) + 1
-        return version.name if number == 1 else f"{version.name}.{number}"
+        name, number = short_name(version.name), self.journal.counts.get(version.name, 0) + 1
+        return name if number == 1 else f"{name}.{number}"

@@ -142,6 +142,15 @@ def test_a_path_that_is_no_utf8_reads_back(tmp_path):
     assert written.decode("utf-8") == found.to_json() + "\n"
 
 
+def test_saving_under_a_long_name_and_what_a_format_cannot_hold(tmp_path):
+    for name in ("ä" * 125 + ".png", "b" * 250 + ".json"):
+        assert make().save(tmp_path / name, np.zeros((200, 400), np.uint8)).name == name
+    wide = make(height=4, width=66000)
+    with pytest.raises(InvalidArgumentError, match=r"66000x4 pixels; save it as \.png"):
+        wide.save(tmp_path / "wide.jpg", np.zeros((4, 66000), np.uint8))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_saving(tmp_path):
     path = tmp_path / "strip.png"
     Image.new("L", (400, 200), 77).save(path)

@@ -140,6 +140,32 @@ def test_a_name_that_is_no_utf8(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert len(list((tmp_path / "out" / "annotated").iterdir())) == 3
 
 
+def test_a_picture_that_cannot_be_written_is_reported_and_the_answers_stand(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    long = [f"{'b' * 250}{i}.png" for i in range(2)]
+    for name in ("a.png", *long, "c.png"):
+        Image.new("L", (64, 64), 250).save(folder / name)
+    code, _, stderr = predict(capsys, folder, "-m", model, "--out", out)
+    assert code == 0, stderr
+    drawn = [path.name for path in (out / "annotated").iterdir()]
+    assert len(drawn) == 4 and len([name for name in drawn if name.startswith("bbb")]) == 2
+
+    from agssp_zoo.detections import Detections
+
+    def fail(found: Detections, path: Path) -> None:
+        if found.path and found.path.endswith("a.png"):
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Detections, "save", fail)
+    code, stdout, stderr = predict(capsys, folder, "-m", model, "--out", out, "--json")
+    assert code == 1 and json.loads(stdout)["images"] == 4 and json.loads(stdout)["failed"][0]["path"].endswith("a.png")
+    assert stderr == f"agssp-zoo: no picture of {folder / 'a.png'}: No space left on device\n"
+    assert len(json.loads((out / "predictions.json").read_text())) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

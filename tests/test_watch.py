@@ -205,6 +205,32 @@ def test_a_name_that_is_no_utf8(detector, line: Path, tmp_path: Path, files: boo
     assert answer["path"] == str(line / odd) and len(answer["boxes"]) == 1
 
 
+LONG = [f"{'ä' * 120}{i}.png" for i in range(2)]
+"""As long as a file system takes, and alike for as long as a shortened name goes."""
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_long_names(detector, line: Path, tmp_path: Path, files: bool) -> None:
+    out = tmp_path / "out"
+    for level in (250, 5):  # a second version of each
+        for name in LONG:
+            Image.new("L", (64, 48), level).save(line / name)
+        assert once(detector, line, out, files=files, pictures=True) == []
+    assert sorted(names(out, JOURNAL if files else LINES)) == sorted(LONG * 2)
+    pictures = {path.name for path in (out / "annotated").iterdir()}
+    assert len(pictures) == 4 and all("~" in name and name.endswith(".jpg") for name in pictures)
+    if files:
+        assert {entry["answer"] for entry in entries(out, JOURNAL)} == {
+            f"results/{path.name}" for path in (out / "results").iterdir()
+        }
+
+
+def test_an_image_too_large_for_its_picture(detector, line: Path, tmp_path: Path) -> None:
+    Image.new("L", (66000, 32), 250).save(line / "strip.png")
+    said = once(detector, line, tmp_path / "out", pictures=True)
+    assert len(said) == 1 and "no picture" in said[0] and names(tmp_path / "out") == ["strip.png"]
+
+
 def test_a_file_that_changes_while_it_is_read_is_read_again(detector, line: Path, tmp_path: Path) -> None:
     class Changing:
         first = True

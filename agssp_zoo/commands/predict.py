@@ -24,6 +24,7 @@ from agssp_zoo.commands.options import (
     print_json,
 )
 from agssp_zoo.errors import InvalidArgumentError, SourceError
+from agssp_zoo.file_names import short_name
 from agssp_zoo.json_text import json_text
 from agssp_zoo.prefetch import WriteBehind
 from agssp_zoo.video import is_live, is_video
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         keep_images=not args.no_images,
     )
     out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
-    pictures = None if args.no_images else _Pictures(out / PICTURES)
+    pictures = None if args.no_images else _Pictures(out / PICTURES, report)
     draw = nullcontext() if pictures is None else WriteBehind(pictures.save)
     images = detections = 0
     progress = _Progress(sys.stderr)
@@ -161,16 +162,17 @@ class _Swapped:
 class _Pictures:
     """Writes annotated pictures into a folder, under the names of the originals, none twice."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, on_error: Callable[[str | None, SourceError], None]) -> None:
+        self.folder, self.on_error = folder, on_error
         self.used: dict[str, int] = {}
         folder.mkdir(exist_ok=True)
 
     def save(self, found: Detections) -> None:
-        """Draws one image's detections."""
+        """Draws one image's detections; where that cannot be, it is reported, and the answers stand."""
         source = Path((found.path or "image").split("?")[0])
         kind = "frame" if is_video(found.path) else "page"
-        stem = source.stem.replace(":", "") if found.page is None else f"{source.stem}_{kind}{found.page}"
+        stem = short_name(source.stem)
+        stem = stem.replace(":", "") if found.page is None else f"{stem}_{kind}{found.page}"
         name = stem
         while name in self.used:  # the same name in another folder
             self.used[stem] += 1
@@ -179,7 +181,12 @@ class _Pictures:
         target = self.folder / f"{name}.jpg"
         if found.path is not None and target.exists() and target.samefile(found.path):
             raise InvalidArgumentError(f"{target} would be drawn over; choose another --out.")
-        found.save(target)
+        try:
+            found.save(target)
+        except (OSError, InvalidArgumentError) as error:
+            where = found.path if found.page is None else f"{found.path}, {kind} {found.page}"
+            what = getattr(error, "strerror", None) or error
+            self.on_error(found.path, SourceError(f"no picture of {where}: {what}"))
 
 
 class _Progress:
