@@ -1,7 +1,7 @@
 """Which files of a watched folder are done: a file of JSON lines that survives a crash at any moment.
 
 A line is on the disk before its file counts as done. A line that a crash has torn is cut off when the journal is
-opened, and its file is done again.
+opened, and its file is done again; what is no beginning of a line of ours stays as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 from agssp_zoo.errors import SourceError
 from agssp_zoo.json_text import json_text
+
+_BEGINNING = b'{"file": {"name": '
+"""Of every line."""
 
 
 class Version(NamedTuple):
@@ -66,9 +69,11 @@ class Journal:
         whole = 0
         with self.path.open("rb") as lines:  # line by line: it may hold the answers of months
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and _is_torn(line):
                     break
                 try:
+                    if not line.endswith(b"\n"):
+                        raise ValueError("without an end")
                     entry = json.loads(line)
                     file = entry["file"]
                     version = Version(str(file["name"]), int(file["size"]), int(file["mtime_ns"]))
@@ -109,6 +114,12 @@ class Journal:
     def close(self) -> None:
         """Lets the file go."""
         self._file.close()
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a last line without an end may be one of ours that a crash has cut."""
+    there = line.strip(b"\0")  # what some file systems leave of a line that was on its way
+    return there.startswith(_BEGINNING) or _BEGINNING.startswith(there)
 
 
 def write_durably(path: Path, text: str) -> None:

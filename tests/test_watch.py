@@ -355,6 +355,34 @@ def test_mistakes_are_one_clear_error(model: Path, line: Path, tmp_path: Path, c
         WatchSettings(tmp_path / "file", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", [LINES, JOURNAL])
+@pytest.mark.parametrize(
+    "text",
+    ["my measurements, one line, no newline", '{"file":{"name":"a","size":1,"mtime_ns":1}}', '{"file": {"name": "a'],
+)
+def test_only_a_torn_line_of_its_own_is_cut(model: Path, line: Path, tmp_path: Path, capsys, name, text) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(text)
+    words = ["watch", str(line), "--out", str(out), "-m", str(model), "--once", *(["--files"] * (name == JOURNAL))]
+    if text.endswith('"a'):
+        assert cli.main(words) == 0 and (out / name).read_text() == ""
+    else:
+        assert cli.main(words) == 1 and "line 1: is no entry" in capsys.readouterr().err
+        assert (out / name).read_text() == text
+
+
+@pytest.mark.parametrize("torn", [b"{", b"\0" * 40, b'{"file": {"name": "b.png", "siz' + b"\0" * 9])
+def test_what_a_crash_leaves_of_a_line(detector, line: Path, tmp_path: Path, torn: bytes) -> None:
+    save(line / "a.png")
+    once(detector, line, tmp_path / "out")
+    with (tmp_path / "out" / LINES).open("ab") as file:
+        file.write(torn)
+    save(line / "b.png")
+    once(detector, line, tmp_path / "out")
+    assert names(tmp_path / "out") == ["a.png", "b.png"]
+
+
 def test_two_watches_do_not_share_an_output(detector, line: Path, tmp_path: Path) -> None:
     with Running(detector, line, tmp_path / "out"), pytest.raises(SourceError, match="Another"):
         Watch(detector.stream, WatchSettings(line, tmp_path / "out"), {})
