@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE
 from agssp_zoo.errors import ExportError, InvalidArgumentError, MissingDependencyError
-from agssp_zoo.folder import CHECKSUMS, ModelFolder, update_checksums
+from agssp_zoo.folder import CHECKSUMS, CONFIG, ModelFolder, update_checksums
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,8 @@ def export_onnx(
 
     Raises:
         MissingDependencyError: the ``export`` extra is not installed.
-        InvalidArgumentError: no place for the file, or an operator set that is too old.
+        InvalidArgumentError: no place for the file, or one of the model's own files lies there, or an operator set that
+            is too old.
         ExportError: the model cannot be exported, or the file does not answer what PyTorch answers.
         ModelNotFoundError, HubError, IntegrityError, CheckpointError: the model cannot be loaded.
     """
@@ -130,16 +131,31 @@ def need_packages() -> None:
         raise MissingDependencyError(f"Exporting needs {', '.join(missing)}; run `pip install 'agssp-zoo[export]'`.")
 
 
-def target_file(out: str | os.PathLike[str] | None, folder: ModelFolder | None, name: str) -> Path:
+def target_file(
+    out: str | os.PathLike[str] | None, folder: ModelFolder | None, name: str, source: Path | None = None
+) -> Path:
     """Where a file goes: ``out``, or ``name`` in the model's own folder.
 
+    Args:
+        out: what the user has said.
+        folder: of the model, if it has one.
+        name: of the file there.
+        source: the file that the new one is made of.
+
     Raises:
-        InvalidArgumentError: there is no such place.
+        InvalidArgumentError: there is no such place, or what the file is made of lies there.
     """
     if out is not None:
         target = Path(out).expanduser()
         if target.is_dir():
             raise InvalidArgumentError(f"{target} is a folder; give the name of a file, such as {target / name}.")
+        made_of = [folder.path / one for one in (CONFIG, WEIGHTS_FILE)] if folder is not None else []
+        for one in (*made_of, *((source,) if source is not None else ())):
+            if target.exists() and one.exists() and target.samefile(one):
+                raise InvalidArgumentError(
+                    f"{target} is what the new file is made of and would be lost; give another name, such as "
+                    f"{target.with_name(name)}."
+                )
         return target
     if folder is None or folder.fetch is not None:
         raise InvalidArgumentError("The model is not in a folder of its own on this disk; say with out where to write.")

@@ -48,7 +48,7 @@ def export_half(model: ModelFolder | str | os.PathLike[str], out: str | os.PathL
 
     Raises:
         ExportError: no such model, or the file answers otherwise than the tolerances allow; then nothing is written.
-        InvalidArgumentError: no place for the file.
+        InvalidArgumentError: no place for the file, or what it is made of lies there.
         MissingDependencyError: the ``export`` extra is not installed.
         ModelNotFoundError, HubError, IntegrityError, CheckpointError, EngineError: the model cannot be loaded.
     """
@@ -59,7 +59,7 @@ def export_half(model: ModelFolder | str | os.PathLike[str], out: str | os.PathL
             f"{source.config.name} is a {source.config.architecture}, which chooses boxes inside its network; only "
             "YOLOv8 detectors and backbones are written in float16."
         )
-    target = target_file(out, source.folder, PRECISION_FILES["float16"])
+    target = target_file(out, source.folder, PRECISION_FILES["float16"], source.path)
     import onnx
 
     with source.opened() as path, building(target) as temporary:

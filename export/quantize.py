@@ -146,14 +146,14 @@ def export_int8(
     Raises:
         DataError: no calibration images, or all alike; validation data that cannot be read.
         ExportError: no such detector, or the quantised one is too much worse; then nothing is written.
-        InvalidArgumentError: no place for the file.
+        InvalidArgumentError: no place for the file, or what it is made of lies there.
         MissingDependencyError: the ``export`` extra is not installed, or with labels the ``train`` extra.
         ModelNotFoundError, HubError, IntegrityError, CheckpointError, EngineError: the model cannot be loaded.
     """
     need_packages()
     show = no_progress if progress is None else progress
     source = float_file(model)
-    target = target_file(out, source.folder, PRECISION_FILES["int8"])
+    target = target_file(out, source.folder, PRECISION_FILES["int8"], source.path)
     _check_kind(source)
     images = CalibrationImages(calibration, source.config.preprocess, max(settings.images) + MOST_COMPARED)
     with source.opened() as path, building(target) as temporary:

@@ -471,6 +471,15 @@ def test_wrong_requests(detector, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_the_models_own_files_are_not_written_over(exported, name):
+    folder = exported[0]
+    before = (folder / name).read_bytes()
+    with pytest.raises(InvalidArgumentError, match=r"made of .* such as .*model\.onnx"):
+        export_onnx(folder, folder / name, verify=False)
+    assert (folder / name).read_bytes() == before
+
+
 def test_importing_the_package_imports_no_torch():
     code = "import sys, agssp_zoo.export, agssp_zoo.export.cli; print('torch' in sys.modules or 'onnx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

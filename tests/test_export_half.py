@@ -82,6 +82,14 @@ def test_what_cannot_be_written(folder, tmp_path):
         export_half(tmp_path / "b.onnx", tmp_path / "a.onnx")
     with pytest.raises(InvalidArgumentError, match="say with out"):
         export_half(folder / "model.onnx")
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes((folder / "model.onnx").read_bytes())
+    (tmp_path / "link.onnx").symlink_to(alone)
+    for source, out in ((folder, folder / "model.onnx"), (alone, alone), (alone, tmp_path / "link.onnx")):
+        before = out.read_bytes()
+        with pytest.raises(InvalidArgumentError, match=r"made of .* such as .*model\.fp16\.onnx"):
+            export_half(source, out)
+        assert out.read_bytes() == before
     write_onnx(
         tmp_path / "c.onnx", CONFIG.replace(preprocess=Preprocess(pad_after_normalize=True, pad_position="top_left"))
     )

@@ -249,6 +249,15 @@ def test_arguments_that_contradict_each_other(folder, arguments, words, capsys):
         Int8Settings(methods=("guess",))
 
 
+def test_the_float_file_is_not_written_over(folder, images, capsys):
+    before = (folder / "model.onnx").read_bytes()
+    for model in (folder, folder / "model.onnx"):
+        words = ["export", model, "--int8", "--calibration", images, "--out", folder / "model.onnx"]
+        assert cli.main(list(map(str, words))) == 2
+        assert "made of and would be lost" in capsys.readouterr().err
+    assert (folder / "model.onnx").read_bytes() == before
+
+
 def test_only_float_files_of_detectors_are_quantised(quantized, images, tmp_path):
     with pytest.raises(ExportError, match="in int8 already"):
         export_int8(quantized.path, images, tmp_path / "a.onnx")
