@@ -80,7 +80,8 @@ class Detections:
             x1, y1, x2, y2 = (float(v) for v in self.boxes[index])
             label = int(self.labels[index])
             return Detection((x1, y1, x2, y2), float(self.scores[index]), label, self.names[label])
-        chosen = index if isinstance(index, (slice, np.ndarray)) else np.asarray(index, np.intp)
+        # A list of booleans is a mask, as an array of them is; an empty list has no type of its own.
+        chosen = index if isinstance(index, (slice, np.ndarray)) else np.asarray(index, None if len(index) else np.intp)
         return dataclasses.replace(
             self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen]
         )

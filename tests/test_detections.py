@@ -48,6 +48,17 @@ def test_as_a_list():
     assert len(empty()) == 0 and list(empty()) == []
 
 
+def test_masks_and_indices_as_lists():
+    found = make()
+    for mask in ([s > 0.5 for s in found.scores], [False] * len(found), [True] * len(found), (True, *[False] * 9)):
+        mask = mask[: len(found)]
+        assert found[mask].scores.tolist() == found[np.array(mask)].scores.tolist() == found.scores[list(mask)].tolist()
+    assert found[[1, 0]].scores.tolist() == found.scores[[1, 0]].tolist() and len(found[[]]) == 0
+    for wrong in ([True], [0.5, 0.5], [99]):
+        with pytest.raises(IndexError):
+            found[wrong]
+
+
 def test_conversions():
     found = make(page=4)
     assert (
