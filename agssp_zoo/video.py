@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import ImageError, MissingDependencyError, SourceError
+from agssp_zoo.mp4_file import seconds_shown
 
 Image = NDArray[np.uint8]
 
 SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"))
 """Suffixes of video files; a folder still stands for the images in it."""
+COUNTED = frozenset((".avi", ".m4v", ".mov", ".mp4"))
+"""Those of them that hold the number of their frames; of others OpenCV reckons it from the length, sound included."""
 TIMEOUT = 10.0
 """Seconds without an answer before a network stream is given up."""
 
@@ -49,23 +52,61 @@ def frames(source: str | int) -> Iterator[Image]:
 
     Raises:
         MissingDependencyError: the extra is not installed.
-        SourceError: there is no such camera or stream, or it has stopped; ImageError where a file is no video.
+        SourceError: there is no such camera or stream, or it has stopped; ImageError where a file is no video, or has
+            ended long before its last frame.
     """
     capture = _open(source)
-    live, count = is_live(source), 0
+    live, count, time = is_live(source), 0, 0.0
     try:
         while True:
             there, frame = capture.read()
             if not there:
                 break
             count += 1
+            if not live:
+                time = _time(capture)  # which is another one as soon as there is no next frame
             yield _to_rgb(frame)
+        missing = 0 if live else _missing(capture, str(source), count, time)
     finally:
         capture.release()
     if live:
         raise SourceError(f"{_name(source)} gives no more images; is it unplugged, or the network down?")
     if not count:
         raise ImageError(f"{source} is damaged or no video of a known kind: it has no frame.")
+    if missing:
+        raise ImageError(
+            f"{source} is damaged or truncated: after {count} frames about {missing} are missing; copy or save it anew."
+        )
+
+
+def _time(capture: Any) -> float:
+    """Seconds from the beginning of a file to the frame that was read last."""
+    import cv2
+
+    return float(capture.get(cv2.CAP_PROP_POS_MSEC)) / 1e3
+
+
+def _missing(capture: Any, path: str, count: int, time: float) -> int:
+    """How many more frames a file says to have; 0 where that is unknown, or few enough to be the reckoning's fault.
+
+    Args:
+        capture: OpenCV's reader, at the end.
+        path: the file.
+        count: frames that were read.
+        time: of the last of them.
+    """
+    import cv2
+
+    announced, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    if not (announced > 0 and rate > 0):
+        return 0
+    counted = Path(path).suffix.lower() in COUNTED
+    shown = seconds_shown(Path(path).expanduser()) if counted else None
+    if shown is not None:
+        announced = min(announced, shown * rate)
+    # Frames of a whole file may repeat the last one and not come, or come at a changing rate; then the time tells.
+    missing = announced - max(count, time * rate + 1)
+    return round(missing) if missing > (2 if counted else max(2, 0.1 * announced)) else 0
 
 
 class FrameReader:

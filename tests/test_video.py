@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import struct
 import sys
 import threading
 import tracemalloc
@@ -22,6 +23,7 @@ from test_detector import detector, number, picture  # noqa: E402
 
 from agssp_zoo import cli  # noqa: E402
 from agssp_zoo.errors import ImageError, InvalidArgumentError, MissingDependencyError, SourceError  # noqa: E402
+from agssp_zoo.mp4_file import seconds_shown  # noqa: E402
 from agssp_zoo.sources import load  # noqa: E402
 
 FRAMES = 30
@@ -104,6 +106,70 @@ def test_what_is_no_video(tmp_path: Path, film: Path) -> None:
     errors = []
     found = detector().predict([tmp_path / "bad.mp4", film], on_error=lambda path, error: errors.append(path))
     assert len(found) == FRAMES and [Path(path).name for path in errors] == ["bad.mp4"]
+
+
+@pytest.mark.parametrize(("suffix", "code"), [("avi", "MJPG"), ("mkv", "MJPG"), ("webm", "VP80"), ("mp4", "mp4v")])
+def test_a_film_that_ends_before_its_last_frame(tmp_path: Path, suffix: str, code: str, capfd) -> None:
+    path = write_video(tmp_path / f"film.{suffix}", FRAMES, code)
+    assert len(detector().predict(path)) == FRAMES, "a whole one is no error"
+    data = bytearray(path.read_bytes())
+    if suffix == "mp4":  # which cannot be opened without its end
+        start = data.index(b"mdat") + len(data) // 3
+        data[start : data.index(b"moov")] = b"\xa5" * (data.index(b"moov") - start)
+    path.write_bytes(data if suffix == "mp4" else data[: len(data) // 2])
+    found = []
+    with pytest.raises(ImageError, match=rf"film\.{suffix} is damaged or truncated: after \d+ frames about \d+ are"):
+        for one in detector().stream(path):
+            found.append(one)
+    assert 3 < len(found) < FRAMES - 2 and [one.page for one in found] == list(range(len(found)))
+    errors: list[str] = []
+    answers = detector().predict([path, picture(64, 64)], on_error=lambda _, error: errors.append(str(error)))
+    assert len(answers) == len(found) + 1 and len(errors) == 1
+
+
+@pytest.mark.parametrize(("shown", "missing"), [(2000, 0), (3000, 10)])
+def test_a_film_that_was_trimmed_counts_frames_that_it_does_not_show(tmp_path: Path, shown: int, missing: int) -> None:
+    """The edit list begins a second after the first frame of three; then it says how long it goes on."""
+    path = write_video(tmp_path / "film.mp4", FRAMES, "mp4v")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12
+    length, begins = struct.unpack_from(">Ii", data, at)
+    assert (length, begins) == (3000, 0) and seconds_shown(path) == 3
+    struct.pack_into(">Ii", data, at, shown, struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0])
+    path.write_bytes(data)
+    assert seconds_shown(path) == shown / 1e3
+    errors: list[str] = []
+    assert len(detector().predict(path, on_error=lambda _, error: errors.append(str(error)))) == FRAMES - 10
+    assert len(errors) == bool(missing) and all(f"about {missing} are" in error for error in errors)
+
+
+def test_a_changing_rate_is_no_missing_frame(film: Path, monkeypatch) -> None:
+    """What OpenCV reckons from length and rate are more frames than there are, but the last one is at the end."""
+
+    class Slower:
+        def __init__(self, *arguments: object) -> None:
+            self.reader = VideoCapture(*arguments)
+
+        def __getattr__(self, name: str):
+            return getattr(self.reader, name)
+
+        def get(self, what: int) -> float:
+            return self.reader.get(what) * (2 if what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS) else 1)
+
+    VideoCapture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", Slower)
+    assert len(detector().predict(film)) == FRAMES
+
+
+def test_boxes_that_lie(tmp_path: Path) -> None:
+    movie = b"moov" + b"mvhd" + bytes(12) + struct.pack(">I", 1000)
+    for data in (b"", b"x", struct.pack(">I", 8), struct.pack(">I4s", 4, b"free"), struct.pack(">I", 12) + movie[:8]):
+        (tmp_path / "a.mp4").write_bytes(data)
+        assert seconds_shown(tmp_path / "a.mp4") is None
+    edits = b"elst" + bytes(4) + struct.pack(">I", 9) + struct.pack(">Iii", 500, 0, 1 << 16)
+    (tmp_path / "a.mp4").write_bytes(struct.pack(">I", 4 + len(movie + edits)) + movie + edits)
+    assert seconds_shown(tmp_path / "a.mp4") == 0.5
+    assert seconds_shown(tmp_path / "none.mp4") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
