@@ -17,8 +17,8 @@ from agssp_zoo.errors import EngineError, InvalidArgumentError
 from agssp_zoo.geometry import Letterbox
 from agssp_zoo.images import ChannelOrder, check_channel_order
 from agssp_zoo.pipeline import OnError, Pipeline, Settings
+from agssp_zoo.sources import with_an_end
 from agssp_zoo.tiling import Tiling
-from agssp_zoo.video import is_live
 
 if TYPE_CHECKING:
     from agssp_zoo.models import DetectorModule
@@ -175,11 +175,9 @@ class Detector:
             SourceError: nothing is found at a path; its kind ImageError where what is there is no image.
             EngineError: the network cannot be run.
         """
-        if is_live(source):
-            raise InvalidArgumentError(f"{source!r} has no end, so predict() would never answer; take stream().")
         return list(
             self.stream(
-                source,
+                with_an_end(source),
                 conf=conf,
                 iou=iou,
                 max_det=max_det,

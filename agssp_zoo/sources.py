@@ -106,6 +106,19 @@ def may_read_ahead(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike, list, tuple)) or is_live(source)
 
 
+def with_an_end(source: Any) -> Any:
+    """A source without a camera or a network stream in it; a list is looked through at once, a generator as it goes.
+
+    Raises:
+        InvalidArgumentError: there is one; in a generator's case when it is reached.
+    """
+    if is_live(os.fspath(source) if isinstance(source, os.PathLike) else source):
+        raise InvalidArgumentError(f"{source!r} has no end, so predict() would never answer; take stream().")
+    if isinstance(source, (list, tuple)):
+        return [with_an_end(one) for one in source]
+    return map(with_an_end, source) if isinstance(source, Iterator) else source
+
+
 def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
     """Single files, addresses and objects, each with whether it was listed; an error where nothing is found."""
     if isinstance(source, (str, os.PathLike)):

@@ -191,6 +191,17 @@ def test_a_camera_that_is_not_there(camera: object, capfd) -> None:
         next(detector().stream(True))
 
 
+def test_a_camera_within_a_list_is_told_before_anything_is_read(film: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: pytest.fail("opened"))
+    for source in ([0], ["camera:0"], (film, [np.int64(1)]), [film, "rtsp://127.0.0.1:9/x"], Path("camera:0")):
+        with pytest.raises(InvalidArgumentError, match=r"take stream\(\)"):
+            detector().predict(source)
+    for generator in ((one for one in [0]), iter([picture(64, 64), [0]]), [iter([0])]):
+        with pytest.raises(InvalidArgumentError, match=r"take stream\(\)"):
+            detector().predict(generator)
+    assert len(detector().predict(one for one in [picture(64, 64), [picture(64, 64)]])) == 2
+
+
 def test_a_network_stream_that_does_not_answer() -> None:
     with pytest.raises(SourceError, match="does not answer"):
         next(detector().stream("rtsp://127.0.0.1:9/none"))
