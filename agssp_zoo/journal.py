@@ -36,16 +36,20 @@ class Journal:
 
     Attributes:
         path: the journal.
-        done: the versions that lines speak of.
+        done: the versions that lines speak of, also those of the other journals.
         failed: how many of them could not be read.
         counts: how many versions of a name there are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *others: Path) -> None:
         """Opens a journal, or begins one.
 
+        Args:
+            path: the journal that lines are added to.
+            others: those of other ways to write; their files are done as well. They need not be there.
+
         Raises:
-            SourceError: it cannot be read or written, or is no journal.
+            SourceError: one cannot be read or written, or is no journal.
         """
         self.path = path
         self.done: set[Version] = set()
@@ -54,7 +58,9 @@ class Journal:
         try:
             self._file = path.open("a+b", buffering=0)
             try:
-                self._take_in()
+                self._cut_off(self._take_in(path))
+                for other in filter(Path.exists, others):
+                    self._take_in(other)
             except BaseException:
                 self._file.close()
                 raise
@@ -63,11 +69,10 @@ class Journal:
         except OSError as error:
             raise SourceError(f"{path} cannot be used ({error.strerror or error}); choose another --out.") from None
 
-    def _take_in(self) -> None:
-        """Reads the lines, and cuts off a torn last one."""
-        self._file.seek(0)
+    def _take_in(self, path: Path) -> int:
+        """Reads the lines of a journal; returns where a torn last one begins."""
         whole = 0
-        with self.path.open("rb") as lines:  # line by line: it may hold the answers of months
+        with path.open("rb") as lines:  # line by line: it may hold the answers of months
             for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n") and _is_torn(line):
                     break
@@ -79,19 +84,23 @@ class Journal:
                     version = Version(str(file["name"]), int(file["size"]), int(file["mtime_ns"]))
                 except (ValueError, KeyError, TypeError):
                     raise SourceError(
-                        f"{self.path}, line {number}: is no entry of `agssp-zoo watch`; choose another --out, or move "
+                        f"{path}, line {number}: is no entry of `agssp-zoo watch`; choose another --out, or move "
                         "the file away."
                     ) from None
                 self._note(version, failed="error" in entry)
                 whole += len(line)
+        return whole
+
+    def _cut_off(self, whole: int) -> None:
+        """Ends the journal after so many bytes."""
         if whole < os.fstat(self._file.fileno()).st_size:
             self._file.truncate(whole)
             os.fsync(self._file.fileno())
 
     def _note(self, version: Version, *, failed: bool) -> None:
+        self.counts[version.name] = self.counts.get(version.name, 0) + (version not in self.done)
         self.done.add(version)
         self.failed += failed
-        self.counts[version.name] = self.counts.get(version.name, 0) + 1
 
     def add(self, version: Version, entry: dict[str, Any]) -> None:
         """Writes a line; when this returns, it is on the disk.

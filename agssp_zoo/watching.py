@@ -120,7 +120,8 @@ class Watch:
             raise SourceError(f"{out} cannot be made ({error.strerror or error}); choose another --out.") from None
         self.lock = Lock(out / ".lock")
         try:
-            self.journal = Journal(out / (JOURNAL if settings.files else LINES))
+            path, other = (JOURNAL, LINES) if settings.files else (LINES, JOURNAL)
+            self.journal = Journal(out / path, out / other)  # what is done is done, however it was written
         except SourceError:
             self.lock.close()
             raise

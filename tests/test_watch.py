@@ -130,6 +130,28 @@ def test_another_image_under_the_same_name_is_another_file(detector, line: Path,
     assert [entry["answer"] for entry in entries(out, JOURNAL)] == ["results/cam.png.json", "results/cam.png.2.json"]
 
 
+def test_each_once_also_when_answers_are_written_another_way(detector, line: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save(line / "a.png")
+    once(detector, line, out, pictures=True)
+    save(line / "b.png")
+    once(detector, line, out, files=True, pictures=True)
+    assert (names(out), names(out, JOURNAL)) == (["a.png"], ["b.png"])
+    with (out / JOURNAL).open("ab") as file:
+        file.write(b'{"file": {"name": "c.p')
+    save(line / "c.png")
+    save(line / "b.png", 5)  # its second version, whichever way the first was written
+    once(detector, line, out, pictures=True)
+    once(detector, line, out, files=True, pictures=True)
+    assert (sorted(names(out)), names(out, JOURNAL)) == (["a.png", "b.png", "c.png"], ["b.png"])
+    assert sorted(p.name for p in (out / "annotated").iterdir()) == [
+        *("a.png.jpg", "b.png.2.jpg", "b.png.jpg", "c.png.jpg")
+    ]
+    (out / LINES).write_text("something else\n")
+    with pytest.raises(SourceError, match=r"results\.jsonl, line 1: is no entry"):
+        Watch(detector.stream, WatchSettings(line, out, files=True), {})
+
+
 def test_half_written_files_wait(detector, line: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rng = np.random.default_rng(0)
