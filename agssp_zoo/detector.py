@@ -259,8 +259,8 @@ def _check_tiling(tiling: Tiling, letterbox: Letterbox) -> Tiling:
         used = letterbox.place((height, width)).resized
         if any(canvas - side >= stride for side, canvas in zip(used, size, strict=True)):
             raise InvalidArgumentError(
-                f"tile={tiling.tile!r}: leaves much of the fixed canvas of {size[0]}x{size[1]} empty; give a tile of "
-                f"its shape, e.g. tile={size}, or size={max(size)} for a canvas that fits the tile."
+                f"tile={tiling.tile!r}: leaves much of the fixed canvas, {size[1]} wide and {size[0]} high, empty; "
+                f"give a tile of its shape, e.g. tile={size}, or size={max(size)} for a canvas that fits the tile."
             )
     return tiling
 

@@ -109,7 +109,7 @@ def test_options_reach_the_detector(
     assert {p.name for p in (tmp_path / "out" / "annotated").iterdir()} == {"s10.jpg", "s10_2.jpg"}
     assert [len(e["boxes"]) for e in run("--conf", 0.9)] == [1, 0]
     assert run("--size", 320)[0]["boxes"] == [[8.0, 8.0, 40.0, 24.0]]
-    assert run("--size", "64x320", "--engine", "onnx")[0]["boxes"] == [[8.0, 8.0, 40.0, 24.0]]
+    assert run("--size", "320x64", "--engine", "onnx")[0]["boxes"] == [[8.0, 8.0, 40.0, 24.0]]
     assert len(run("--tile", 64, "--overlap", 0, "--batch", 3, "--max-det", 2)[0]["boxes"]) == 2
     entries = run("--channel-order", "bgr")
     assert [Path(e["path"]) for e in entries] == list(sources)
@@ -138,6 +138,14 @@ def test_a_name_that_is_no_utf8(model: Path, tmp_path: Path, capsys: pytest.Capt
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     assert {Path(entry["path"]).name for entry in entries} == {"a.png", odd, "z.png"}
     assert len(list((tmp_path / "out" / "annotated").iterdir())) == 3
+
+
+def test_on_the_command_line_the_width_comes_first() -> None:
+    """As in `benchmark --sizes`; in Python sizes are (height, width)."""
+    for command in (["predict", "a.png"], ["watch", "line"]):
+        args = cli._parse([*command, "--out", "o", "--size", "1600x256", "--tile", "640X320"])
+        assert (args.size, args.tile) == ((256, 1600), (320, 640))
+        assert cli._parse([*command, "--out", "o", "--size", "640"]).size == 640
 
 
 def test_a_picture_that_cannot_be_written_is_reported_and_the_answers_stand(
@@ -171,6 +179,8 @@ def test_a_picture_that_cannot_be_written_is_reported_and_the_answers_stand(
     [
         (("--conf", 3), 2, "conf=3.0"),
         (("--size", "big"), 2, "--size"),
+        (("--size", "64x"), 2, "give a side or WIDTHxHEIGHT"),
+        (("--tile", "64x64x3"), 2, "give a side or WIDTHxHEIGHT"),
         (("--max-det", 9), 2, "at most 2"),
         (("--provider", "NoneExecutionProvider"), 1, "NoneExecutionProvider"),
         (("--device", "cuda"), 1, "cuda"),

@@ -236,8 +236,8 @@ def test_sixteen_bits(tmp_path: Path) -> None:
         ({"overlap": 2}, "overlap=2"),
         ({"tile": "large"}, "tile='large'"),
         ({"tile_whole": True}, "give tile"),
-        ({"tile": (320, 1280), "size": (320, 320)}, "fixed canvas of 320x320"),
-        ({"tile": 320, "size": (256, 640)}, "fixed canvas of 256x640"),
+        ({"tile": (320, 1280), "size": (320, 320)}, "fixed canvas, 320 wide and 320 high"),
+        ({"tile": 320, "size": (256, 640)}, "fixed canvas, 640 wide and 256 high"),
     ],
 )
 def test_tiles_that_make_no_sense(options: dict, words: str) -> None:

@@ -33,9 +33,9 @@ def add_detecting_arguments(parser: argparse.ArgumentParser) -> argparse._Argume
     group.add_argument("--conf", type=float, metavar="SCORE", help="drop detections with a lower score, 0-1")
     group.add_argument("--iou", type=float, help="of boxes overlapping more than this keep the best one, 0-1")
     group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
-    group.add_argument("--size", type=image_size, metavar="N|HxW", help="longer side, or a fixed canvas, in pixels")
+    group.add_argument("--size", type=image_size, metavar="N|WxH", help="longer side, or a fixed canvas, in pixels")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
-    group.add_argument("--tile", type=image_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
+    group.add_argument("--tile", type=image_size, metavar="N|WxH", help="cut images into tiles of so many pixels")
     group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
     group.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     return group
@@ -66,12 +66,15 @@ def load(args: argparse.Namespace) -> Detector:
 
 
 def image_size(text: str) -> int | tuple[int, int]:
-    """``640`` or ``256x1600``."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) == 1:
-        return sides[0]
-    height, width = sides
-    return height, width
+    """``640``, or ``1600x256`` as (height, width): a user says the width first, as of screens and cameras.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a side or WIDTHxHEIGHT in pixels, e.g. 1600x256")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[1]), int(sides[0]))
 
 
 def print_json(value: object) -> None:
