@@ -275,8 +275,8 @@ def download(url: str) -> bytes:
     import urllib.error
     import urllib.request
 
-    request = urllib.request.Request(url, headers={"User-Agent": "agssp-zoo"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "agssp-zoo"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as answer:
             data: bytes = answer.read(URL_LIMIT + 1)
             announced = int(answer.headers.get("Content-Length") or len(data))

@@ -346,3 +346,5 @@ def test_addresses(address, monkeypatch):
     assert "larger" in str(item.image)
     (item,) = iter_sources("http://127.0.0.1:9/a.png")
     assert "cannot be downloaded" in str(item.image)
+    (item,) = iter_sources("http://[::1/a.png")
+    assert isinstance(item.image, SourceError) and "cannot be downloaded" in str(item.image)

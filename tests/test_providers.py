@@ -10,7 +10,7 @@ from test_engines import CONFIG, write_onnx
 
 from agssp_zoo import load_detector
 from agssp_zoo.engines import providers
-from agssp_zoo.errors import EngineError
+from agssp_zoo.errors import EngineError, InvalidArgumentError
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,12 @@ def test_one_that_is_not_there_says_what_to_install(file, monkeypatch, arguments
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=f"no {missing} here; it has CPUExecutionProvider.*{install}"):
         load_detector(file, **arguments)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ("cuda",), ("cuda", None), (None, {}), ("cuda", {}, {})])
+def test_what_is_no_provider(file, wrong):
+    with pytest.raises(InvalidArgumentError, match=r"providers holds .*; give names, such as 'cuda', or"):
+        load_detector(file, providers=["cpu", wrong])
 
 
 def test_one_that_the_session_drops_is_an_error(file, everything, monkeypatch):

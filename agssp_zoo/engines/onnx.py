@@ -59,6 +59,7 @@ class OnnxModel:
         Raises:
             EngineError: it is no ONNX file, none of ours, of a newer contract or of another model than the config
                 says, or a provider is not there.
+            InvalidArgumentError: ``providers`` is no list of providers.
         """
         self.path = Path(path)
         if isinstance(providers, str):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnxruntime
 
 from agssp_zoo.engines.base import Provider
-from agssp_zoo.errors import EngineError
+from agssp_zoo.errors import EngineError, InvalidArgumentError
 
 CPU = "CPUExecutionProvider"
 _DEVICES = {
@@ -57,13 +57,21 @@ def providers_for(device: str) -> list[Provider]:
 
 
 def full_names(providers: Sequence[Provider]) -> list[Provider]:
-    """Short names, as of devices, in ONNX Runtime's own: ``"cuda"`` is ``"CUDAExecutionProvider"``."""
+    """Short names, as of devices, in ONNX Runtime's own: ``"cuda"`` is ``"CUDAExecutionProvider"``.
+
+    Raises:
+        InvalidArgumentError: one is neither a name nor (name, options).
+    """
+    for one in providers:
+        pair = isinstance(one, (tuple, list)) and len(one) == 2 and isinstance(one[0], str)
+        if not (isinstance(one, str) or (pair and isinstance(one[1], Mapping))):
+            raise InvalidArgumentError(f"providers holds {one!r}; give names, such as 'cuda', or (name, options).")
     known = {name.lower(): name for name in (*_INSTALL, CPU)}
 
     def full(name: str) -> str:
         return known.get(f"{name.lower()}executionprovider", known.get(name.lower(), name))
 
-    return [full(one) if isinstance(one, str) else (full(one[0]), *one[1:]) for one in providers]
+    return [full(one) if isinstance(one, str) else (full(one[0]), one[1]) for one in providers]
 
 
 def check_providers(names: Sequence[str]) -> None:
