@@ -148,8 +148,8 @@ class Detector:
         """Detects defects in images.
 
         Args:
-            source: path, folder, glob pattern, URL, bytes, PIL image, numpy array (H, W) or (H, W, 3) of uint8, uint16
-                or float in 0-1, a video file, or a list of these. How images become 8-bit RGB stands in
+            source: path, folder, glob pattern, URL, bytes, open file, PIL image, numpy array (H, W) or (H, W, 3) of
+                uint8, uint16 or float in 0-1, a video file, or a list of these. How images become 8-bit RGB stands in
                 :mod:`agssp_zoo.images`, what a folder or pattern stands for in :mod:`agssp_zoo.sources`.
             conf: drop detections with a score of this or below, 0-1; ``None``, as below, means the model's own.
             iou: of boxes of one class that overlap by more than this IoU, keep the best.

@@ -8,7 +8,8 @@ What an image is depends on how it is stored, never on the values that happen to
   ``read_image(source, bits=12)``, and ``value >> 4`` is taken.
 - 1 bit (and ``bool`` arrays): 0 and 255.
 - float: 0-1 becomes 0-255, rounded. NaN, infinities and values outside 0-1 are errors.
-- 32-bit integers: as 16 bits when all values fit, else an error.
+- 32-bit integers (TIFF, PIL images): as 16 bits when all values fit, else an error. Arrays of other integers than those
+  above are an error: ``int64`` is numpy's own choice, and mostly holds values of 8 bits.
 - Alpha is dropped: the stored colours stay, as OpenCV leaves them.
 - EXIF orientation is obeyed. Of animations the first frame is taken; the pages of a TIFF are images of their own
   (:func:`iter_pages`), its reduced-size previews are skipped.
@@ -48,8 +49,8 @@ def read_image(source: Any, *, channel_order: ChannelOrder = "rgb", bits: int = 
     """Reads one image.
 
     Args:
-        source: path, ``bytes`` of an image file, PIL image, or array of shape (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4) and dtype uint8, uint16, bool or float.
+        source: path, ``bytes`` of an image file, file open for reading bytes, PIL image, or array of shape (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4) and dtype uint8, uint16, bool or float.
         channel_order: of an array: ``"bgr"`` for what OpenCV has read. Files and PIL images know theirs.
         bits: how many bits of 16-bit values are used, 8-16.
 
@@ -85,6 +86,8 @@ def iter_pages(
         name = os.fspath(source)
         yield from _decode(_open_file(Path(name).expanduser()), name, bits)
         return
+    if is_open_file(source):
+        source = file_bytes(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield from _decode(io.BytesIO(source), f"The image of {len(source)} bytes", bits)
         return
@@ -97,6 +100,33 @@ def iter_pages(
     raise InvalidArgumentError(
         f"{type(source).__name__} is no image; give a path, bytes, a PIL image or a numpy array (height, width, 3)."
     )
+
+
+def is_open_file(source: Any) -> bool:
+    """Whether an object is an open file, in memory or on disk."""
+    return hasattr(source, "read") and hasattr(source, "seek")
+
+
+def file_bytes(file: Any) -> bytes:
+    """All that an open file holds, from its beginning where it can go back there.
+
+    Raises:
+        ImageError: it cannot be read, or is closed.
+        InvalidArgumentError: it is open as text.
+    """
+    data: Any = ""
+    if not isinstance(file, io.TextIOBase):
+        try:
+            if file.seekable():
+                file.seek(0)
+            data = file.read()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise ImageError(f"The open file cannot be read ({error}); give its path.") from None
+    if not isinstance(data, bytes):
+        raise InvalidArgumentError(
+            f"{type(file).__name__} gives {type(data).__name__}, no bytes; open it with mode 'rb', or give its path."
+        )
+    return data
 
 
 def from_array(array: NDArray[Any], *, channel_order: ChannelOrder = "rgb", bits: int = 16) -> Image:
@@ -124,8 +154,8 @@ def _to_uint8(array: NDArray[Any], bits: int) -> Image:
         return cast(Image, array)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
-        shifted = array >> np.uint16(bits - 8)
+    if array.dtype.newbyteorder("=") == np.uint16:
+        shifted = array.astype(np.uint16, copy=False) >> np.uint16(bits - 8)
         return cast(Image, (shifted if bits == 16 else np.minimum(shifted, 255)).astype(np.uint8))
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())

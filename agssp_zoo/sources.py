@@ -7,7 +7,7 @@
 - An ``http://`` or ``https://`` address is downloaded.
 - A video file (``.mp4``, ``.avi`` ...) stands for its frames; a camera's number (also ``"camera:0"``) and an address
   such as ``rtsp://...`` for what it sees, without an end; see :mod:`agssp_zoo.video`.
-- ``bytes`` are an image file; PIL images and arrays are images.
+- ``bytes`` are an image file, and so is a file that is open for reading bytes; PIL images and arrays are images.
 - A list, a generator or any other iterable stands for all of its entries, in order.
 
 Everything is lazy: only names are held, never more than one image.
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import ImageError, InvalidArgumentError, SourceError
-from agssp_zoo.images import ChannelOrder, check_channel_order, from_array, iter_pages
+from agssp_zoo.images import ChannelOrder, check_channel_order, file_bytes, from_array, is_open_file, iter_pages
 from agssp_zoo.video import FrameReader, frames, is_live, is_video
 
 SUFFIXES = frozenset(
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
     Attributes:
         image: (H, W, 3) uint8 RGB, or the error.
-        path: the file or address it comes from; ``None`` for bytes, PIL images and arrays.
+        path: the file or address it comes from; ``None`` for bytes, open files, PIL images and arrays.
         page: page number from 0 within a TIFF of several pages, or frame number within a video, else ``None``.
         listed: whether a folder or a pattern led to it, rather than the user naming it.
         reload: reads the image again; holds the user's own object or the path, never a decoded copy, but of a live
@@ -95,7 +95,7 @@ def iter_sources(source: Any, *, channel_order: ChannelOrder = "rgb") -> Iterato
 
 def is_single(source: Any) -> bool:
     """Whether a source is one object in memory, so that nothing is gained by reading ahead."""
-    return isinstance(source, (np.ndarray, bytes, bytearray, memoryview)) or _is_pillow(source)
+    return isinstance(source, (np.ndarray, bytes, bytearray, memoryview)) or _is_pillow(source) or is_open_file(source)
 
 
 def may_read_ahead(source: Any) -> bool:
@@ -116,7 +116,7 @@ def with_an_end(source: Any) -> Any:
         raise InvalidArgumentError(f"{source!r} has no end, so predict() would never answer; take stream().")
     if isinstance(source, (list, tuple)):
         return [with_an_end(one) for one in source]
-    return map(with_an_end, source) if isinstance(source, Iterator) else source
+    return map(with_an_end, source) if isinstance(source, Iterator) and not is_single(source) else source
 
 
 def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
@@ -125,6 +125,8 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
         name = os.fspath(source)
         if not isinstance(name, str):
             name = os.fsdecode(name)
+        if not name:  # which is the current folder to the system
+            raise InvalidArgumentError("The path is empty; give that of an image, or '.' for the current folder.")
         if _URL.match(name):
             yield name, False
             return
@@ -212,7 +214,7 @@ def _read(one: Any, listed: bool, channel_order: ChannelOrder) -> Iterator[Item]
     path = one if isinstance(one, str) else None
     page: int | None = None
     try:
-        data = download(one) if path is not None and _URL.match(path) else one
+        data = download(one) if path is not None and _URL.match(path) else file_bytes(one) if is_open_file(one) else one
         for image, page in iter_pages(data):
             yield Item(image, path, page, listed, _reloader(data, page))
     except SourceError as error:

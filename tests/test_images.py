@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from agssp_zoo import sources
 from agssp_zoo.errors import ImageError, InvalidArgumentError, SourceError
 from agssp_zoo.images import iter_pages, read_image
-from agssp_zoo.sources import iter_sources
+from agssp_zoo.sources import iter_sources, with_an_end
 
 
 @pytest.fixture
@@ -80,6 +80,14 @@ def test_sixteen_bits_are_their_high_byte():
     assert np.array_equal(read_image(integers), expected)
     with pytest.raises(ImageError, match="70000"):
         read_image(encoded(Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF"))
+
+
+def test_any_byte_order():
+    values = np.random.default_rng(0).integers(0, 65536, (40, 50), np.uint16)
+    for dtype in (">u2", "<u2"):
+        assert np.array_equal(read_image(values.astype(dtype)), read_image(values))
+        assert np.array_equal(read_image(values.astype(dtype) >> 4, bits=12), read_image(values >> 4, bits=12))
+    assert np.array_equal(read_image((values / 65535).astype(">f4")), read_image((values / 65535).astype(np.float32)))
 
 
 def test_floats_are_shares_of_white(tmp_path):
@@ -297,6 +305,34 @@ def test_what_is_not_found_is_an_item_with_an_error(folder):
     for wrong in (-3, True, None, {"a": folder}, {folder}, [folder, 3.5]):
         with pytest.raises(InvalidArgumentError, match="no image source"):
             list(iter_sources(wrong))
+
+
+def test_open_files(folder, tmp_path):
+    memory = io.BytesIO()
+    Image.new("L", (13, 5), 200).save(memory, "PNG")  # and stands at its end
+    with (folder / "s1.png").open("rb") as file, (folder / "s1.png").open() as text:
+        items = list(iter_sources([file, memory, folder / "S2.PNG"]))
+        assert [item.image.shape[1] for item in items] == [11, 13, 12] and [item.path for item in items[:2]] == [
+            None
+        ] * 2
+        assert widths(memory) == [13] and read_image(memory).shape == (5, 13, 3)
+        assert with_an_end(memory) is memory
+        for wrong in (text, io.StringIO("a")):
+            with pytest.raises(InvalidArgumentError, match="mode 'rb'"):
+                list(iter_sources(wrong))
+    assert all(np.array_equal(item.reload(), item.image) for item in items), "the file is closed, the bytes are kept"
+    (item,) = iter_sources(file)
+    assert isinstance(item.image, ImageError) and "closed" in str(item.image)
+    (item,) = iter_sources(io.BytesIO(b"no image"))
+    assert isinstance(item.image, ImageError) and "8 bytes is no image" in str(item.image)
+
+
+def test_an_empty_path_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert len(widths(".")) == 3
+    for wrong in ("", ["s1.png", ""]):
+        with pytest.raises(InvalidArgumentError, match="path is empty"):
+            widths(wrong)
 
 
 def test_sources_are_lazy():
