@@ -183,11 +183,13 @@ class ModelConfig:
             where: the file's name, for messages.
 
         Raises:
-            ConfigError: unknown or missing keys, values of a wrong type, or a newer schema.
+            ConfigError: unknown or missing keys, values of a wrong type, or a schema that this version does not know.
         """
         version = values.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool):
             raise ConfigError(f"{where}: schema_version is missing; is this a model folder of agssp-zoo?")
+        if version < 1:
+            raise ConfigError(f"{where}: schema_version is {version}; the first one is 1: is the file damaged?")
         if version > SCHEMA_VERSION:
             raise ConfigError(
                 f"{where}: schema_version {version} is newer than this installation reads ({SCHEMA_VERSION}); "

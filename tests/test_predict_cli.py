@@ -201,6 +201,17 @@ def test_errors_are_one_line_and_leave_what_was_there(
     assert (out / "predictions.json").read_text() == "old"
 
 
+def test_an_output_folder_that_cannot_be_made(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "annotated").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "full"):
+        code, _, stderr = predict(capsys, images / "s2.jpg", "-m", model, "--out", out)
+        assert code == 1 and stderr.startswith(f"agssp-zoo: {out} cannot be made (") and "another --out" in stderr
+
+
 def test_the_originals_are_never_drawn_over(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "annotated"
     folder.mkdir()

@@ -223,3 +223,14 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(errors.IntegrityError, match="differs"):
         copy_folder(ModelFolder.open(path), tmp_path / "copy2")
     assert not (tmp_path / "copy2").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [(0, "schema_version is 0; the first one is 1"), (-1, "is -1"), (2, "pip install -U"), (None, "is missing")],
+)
+def test_a_config_of_an_unknown_schema_is_refused(version: int | None, words: str) -> None:
+    plain = ModelConfig("yolov8_s", "yolov8_s", "detector", class_names=("a",)).to_dict()
+    assert ModelConfig.from_dict(plain).class_names == ("a",)
+    with pytest.raises(errors.ConfigError, match=words):
+        ModelConfig.from_dict({**plain, "schema_version": version})

@@ -72,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
         on_error=report,
         keep_images=not args.no_images,
     )
-    out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
-    pictures = None if args.no_images else _Pictures(out / PICTURES, report)
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # not before the arguments were checked
+        pictures = None if args.no_images else _Pictures(out / PICTURES, report)
+    except OSError as error:
+        raise SourceError(f"{out} cannot be made ({error.strerror or error}); choose another --out.") from None
     draw = nullcontext() if pictures is None else WriteBehind(pictures.save)
     images = detections = 0
     progress = _Progress(sys.stderr)
