@@ -169,6 +169,11 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, threads: None) 
     outcome = finetune(data=str(data), out=str(tmp_path / "run"), **{**SMALL, "epochs": 9, "patience": 2, "lr": 1e-9})
     assert outcome.finished and outcome.epochs == 3 and outcome.best_epoch == 1
     assert outcome.reason == "no better map50_95 for a while"
+    # Whether the run was killed right after that state or had finished: the state says that patience has run out.
+    before = [file.read_bytes() for file in sorted((tmp_path / "run").rglob("*.safetensors"))]
+    assert finetune(out=str(tmp_path / "run"), resume=True) == outcome
+    assert [file.read_bytes() for file in sorted((tmp_path / "run").rglob("*.safetensors"))] == before
+    assert len(rows(tmp_path / "run")) == 3
     # Without a score there is nothing to be impatient about.
     late = {**SMALL, "epochs": 3, "patience": 1, "val_every": 3, "lr": 1e-9}
     assert finetune(data=str(data), out=str(tmp_path / "late"), **late).epochs == 3

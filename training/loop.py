@@ -133,6 +133,10 @@ class EpochLoop(ABC, Generic[BatchT]):
     def end_epoch(self) -> str:
         """Closes an epoch: outputs and state; returns why the run ends early, if it does so as it should."""
 
+    def over(self) -> str:
+        """Why a run that stands where this one does has ended early; empty where it goes on."""
+        return ""
+
     def run(self) -> Outcome:
         """Trains until the last epoch, or until patience, the time limit or a signal ends it; goes on from the state.
 
@@ -153,7 +157,7 @@ class EpochLoop(ABC, Generic[BatchT]):
         self.note_problems(self.first_problems)
         at, outputs = self.position, self.outputs
         outputs.open(at.history, at.step)
-        reason = ended = ""
+        reason = ended = self.over()
         with self.stop.listening():
             try:
                 while at.epoch < self.settings.epochs and not reason:
