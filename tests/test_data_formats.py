@@ -557,6 +557,19 @@ class TestMasks:
         (root / "classes.txt").write_text("crack\npit\n")
         assert "unknown-class" in codes(read_dataset(root))
 
+    def test_a_value_has_one_name_in_all_masks(self, tmp_path: Path) -> None:
+        """Which classes there are is a matter of the whole set: value 1 alone in a file is no other class."""
+        one, two = np.zeros((HEIGHT, WIDTH), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
+        one[2:8, 2:8] = two[2:8, 2:8] = 1
+        root = self._folder(tmp_path, one)
+        assert read_dataset(root).class_names == ("defect",)
+        two[20:30, 30:40] = 2
+        (root / "val.txt").write_text("free\n")
+        Image.fromarray(two).save(root / "masks/free.png")
+        dataset = read_dataset(root)
+        assert dataset.class_names == ("class_01", "class_02")
+        assert {record.split: record.labels.tolist() for record in dataset} == {"train": [0], "val": [0, 1]}
+
     def test_soft_edges_and_colour(self, tmp_path: Path) -> None:
         mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         mask[4:12, 4:12] = (90, 0, 0)

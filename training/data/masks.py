@@ -3,7 +3,8 @@
 Pixels that touch at an edge or a corner belong together (8-connected). Which class a component is:
 
 - masks in folders of their own (``masks/crack/a.png``): the folder's name;
-- masks of a few small values, or with a palette: the value; names from classes.txt, value 1 being its first line;
+- masks of a few small values, or with a palette: the value; names from classes.txt, value 1 being its first line
+  (without it ``class_01`` and so on, or ``defect`` where no mask of the whole set has another value than 1);
 - else one class, ``defect`` (or the only line of classes.txt), where the mask is above half of its range.
 """
 
@@ -56,6 +57,7 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
     splits = assign_splits(root, images, matcher, rels, problems)
     listed = read_class_list(root, rels, problems)
     named = Named(images, splits)
+    numbers: set[int] = set()
     for rel in progress(files, len(files), "reading masks"):
         file = root / rel
         image = matcher.match(rel, mask=True)
@@ -70,7 +72,8 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
             named.refuse(image)
             continue
         pending.size = (values.shape[1], values.shape[0])
-        for name, chosen in _classes(values, _class_folder(rel), listed):
+        for name, number, chosen in _classes(values, _class_folder(rel), listed):
+            numbers |= {number} - {0}
             components, count = label(chosen, np.ones((3, 3), np.uint8))
             areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
             specks = int((areas < SPECK).sum())
@@ -82,6 +85,9 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
                 if area >= SPECK:
                     box = Box(columns.start, rows.start, columns.stop, rows.stop, -1)
                     named.boxes.append((pending, name, box))
+    if listed is None and numbers == {1}:  # no mask of the whole set tells classes apart
+        one = _numbered(1)
+        named.boxes = [(pending, "defect" if name == one else name, box) for pending, name, box in named.boxes]
     return named.finish(root, "masks", listed, "mask", problems)
 
 
@@ -90,7 +96,7 @@ def read_mask(root: Path, rel: str) -> NDArray[np.bool_] | None:
     values = _read(root / rel)
     if values is None:
         return None
-    chosen = [where for _, where in _classes(values, _class_folder(rel), None)]
+    chosen = [where for *_, where in _classes(values, _class_folder(rel), None)]
     return np.logical_or.reduce(chosen) if chosen else np.zeros(values.shape, np.bool_)
 
 
@@ -119,8 +125,8 @@ def _read(file: Path) -> NDArray[np.uint16] | None:
 
 def _classes(
     values: NDArray[np.uint16], folder: str, listed: tuple[str, ...] | None
-) -> list[tuple[str, NDArray[np.bool_]]]:
-    """The classes on a mask, and where each is."""
+) -> list[tuple[str, int, NDArray[np.bool_]]]:
+    """The classes on a mask, their values (0 where values do not number classes), and where each is."""
     present = np.flatnonzero(np.bincount(values.ravel()))
     present = present[present > 0]
     if not len(present):
@@ -129,11 +135,13 @@ def _classes(
     if folder or not numbers or numbers[-1] > LARGEST_CLASS_VALUE:
         threshold = 0 if len(present) == 1 else int(present[-1]) // 2
         name = folder or (listed[0] if listed and len(listed) == 1 else "defect")
-        return [(name, values > threshold)]
-    if listed is None and numbers == [1]:
-        return [("defect", values == 1)]
-    names = [listed[v - 1] if listed and v <= len(listed) else f"class_{v:02d}" for v in numbers]
-    return [(name, values == value) for name, value in zip(names, numbers, strict=True)]
+        return [(name, 0, values > threshold)]
+    names = [listed[v - 1] if listed and v <= len(listed) else _numbered(v) for v in numbers]
+    return [(name, value, values == value) for name, value in zip(names, numbers, strict=True)]
+
+
+def _numbered(value: int) -> str:
+    return f"class_{value:02d}"
 
 
 def _scipy() -> tuple[Any, Any]:
