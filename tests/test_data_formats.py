@@ -221,6 +221,37 @@ class TestVoc:
         assert bad == [("a.xml", 3), ("c.xml", None)]
         assert {"a", "c"}.isdisjoint(record.key for record in dataset), "an unreadable label is not 'no defects'"
 
+    def test_encodings(self, tmp_path: Path) -> None:
+        folders.voc(tmp_path)
+        name = "裂纹"
+        for file, encoding in (("a", "gb2312"), ("b.v2", "utf8"), ("d", "Shift_JIS"), ("e", "windows-1251")):
+            xml = tmp_path / f"annotations/{file}.xml"
+            text = xml.read_text().replace("<name>scale<", f"<name>{name}<" if encoding == "utf8" else "<name>scale<")
+            text = text.replace("<name>crack<", f"<name>{name}<" if encoding == "gb2312" else "<name>crack<")
+            xml.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>\n{text}'.encode(encoding))
+        dataset = read_dataset(tmp_path).require_clean()
+        assert dataset.class_names == ("crack", "pit", "scale", name)
+        assert [dataset.class_names[label] for label in dataset[0].labels] == [name, "pit"]
+        assert len(dataset[1].labels) == 1
+
+        for encoding, content, line, words in (
+            ("klingon", b"", None, "'klingon' is not known"), ("hex", b"", None, "'hex' is not known"),
+            ("gb2312", b"\n\xff", 2, "not in the encoding 'gb2312'"),
+        ):  # fmt: skip
+            file = tmp_path / "annotations/c.xml"
+            file.write_bytes(b'<?xml version="1.0" encoding="%s"?>' % encoding.encode() + content + b"<annotation/>")
+            dataset = read_dataset(tmp_path)
+            assert only(dataset, "bad-label-file") == ("c.xml", line, "error") and words in str(dataset.errors[0])
+            assert "c" not in {record.key for record in dataset}
+
+    def test_difficult(self, tmp_path: Path) -> None:
+        folders.voc(tmp_path)
+        file = tmp_path / "annotations/d.xml"
+        text = file.read_text().replace("<difficult>0<", "<difficult>True<", 1).replace("<difficult>0<", "<difficult>1<", 1)
+        file.write_text(text)
+        (record,) = [record for record in read_dataset(tmp_path) if record.key == "d"]
+        assert record.difficult.tolist() == [True, True, False]
+
     def test_class_list(self, tmp_path: Path) -> None:
         folders.voc(tmp_path)
         (tmp_path / "classes.txt").write_bytes(b"scale\r\n\r\ncrack\r\n")
