@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from data_folders import CLASSES, EXAMPLES, HEIGHT, WIDTH, write_image
 from PIL import Image
 
+from agssp_zoo.cli import main
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 from agssp_zoo.training.data import Dataset, read_dataset, recognise, to_coco
+from agssp_zoo.training.data.listing import make_files
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not here")
@@ -158,6 +161,39 @@ class TestImages:
         dataset = read_dataset(tmp_path)
         keys = {record.key: len(record.boxes) for record in dataset}
         assert keys == {"images/x.png": 0, "images/x.bmp": 0, "train/y": 1, "val/y": 0}
+
+    def test_names_that_are_not_utf_8(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """As zips packed on old machines hold them: bytes that stand for letters in Latin-1, or in nothing known."""
+        root = folders.voc(tmp_path / "data")
+        latin, same, other = (os.fsdecode(name) for name in (b"Ri\xdf", "Riß".encode(), b"Ri\x9a"))
+        try:
+            for old, new in (("a", latin), ("c", same), ("d", other)):
+                (root / f"images/{old}.png").rename(root / f"images/{new}.png")
+                (root / f"annotations/{old}.xml").rename(root / f"annotations/{new}.xml")
+        except OSError:
+            pytest.skip("this file system has no such names")
+        (root / "train.txt").write_text("Ri%9A\nb.v2\n")
+        with pytest.raises(DataError, match="more than the tolerance"):  # which of the two is Riß cannot be told
+            (root / "val.txt").write_text("Riß\ne\nf\n")
+            read_dataset(root).require_clean()
+        (root / f"images/{same}.png").unlink()
+        (root / f"annotations/{same}.xml").unlink()
+        dataset = read_dataset(root).require_clean()
+        assert {record.key: record.split for record in dataset} == {
+            "Ri%9A": "train", "b.v2": "train", "Riß": "val", "e": "val", "f": "val",
+        }  # fmt: skip
+        assert dataset.split("val")[0].key == "Riß" and len(dataset.split("val")[0].boxes) == 2
+        assert main(["check-data", str(root), "--out", str(tmp_path / "report")]) == 0
+        assert main(["pack", str(root), "--out", str(tmp_path / "shards")]) == 0
+        assert read_dataset(tmp_path / "shards").fingerprint() == dataset.fingerprint()
+        (root / f"images/{latin}.png").write_bytes(b"gone")
+        assert main(["check-data", str(root), "--out", str(tmp_path / "report")]) == 1
+        assert "images/Riß.png: error [corrupt-image]" in capsys.readouterr().out
+
+    def test_both_spellings_of_a_name_have_keys_of_their_own(self, tmp_path: Path) -> None:
+        names = [b"Ri\xdf.png", "Riß.png".encode(), b"x.png"]
+        files = make_files(tmp_path, [os.fsdecode(name) for name in names], frozenset())
+        assert [file.key for file in files] == ["Ri%DF.png", "Riß.png", "x"]
 
     def test_a_label_of_one_split_is_not_taken_for_an_image_of_another(self, tmp_path: Path) -> None:
         source = folders.voc(tmp_path / "source")

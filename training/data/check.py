@@ -21,6 +21,7 @@ from .problems import Problem, Problems
 from .progress import progress
 from .records import Record
 from .similar import Look, Pair, look_at, near_duplicates, same_images
+from .text import readable
 
 SIZE_EDGES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 """Edges of the histogram of box sizes (square root of the area), in pixels; the last bin is open."""
@@ -78,7 +79,7 @@ class CheckReport:
         names = self.dataset.class_names
         sides = [(r.width, r.height) for r in self.dataset.records]
         return {
-            "path": self.dataset.path,
+            "path": readable(self.dataset.path),
             "format": self.dataset.format,
             "fingerprint": self.dataset.fingerprint(),
             "classes": list(names),

@@ -13,6 +13,7 @@ from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from .input_sizes import THIN
 from .recognise import FORMATS, read_dataset
+from .text import readable
 
 if TYPE_CHECKING:
     from .check import CheckReport
@@ -79,7 +80,7 @@ def to_text(report: CheckReport, limit: int = 20) -> str:
     """The report for people: problems, then what is in the data set."""
     dataset = report.dataset
     lines = _problem_lines(report, limit)
-    lines += ["", f"{dataset.path}: {dataset.format}, {len(dataset)} images, {len(dataset.class_names)} classes", ""]
+    lines += ["", f"{readable(dataset.path)}: {dataset.format}, {len(dataset)} images, {len(dataset.class_names)} classes", ""]
     splits = list(dataset.splits)
     wide = max([len(name) for name in dataset.class_names] + [len("(no boxes)")])
     lines.append(f"{'boxes (images)':<{wide}}" + "".join(f"{split:>18}" for split in splits))

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from agssp_zoo.errors import DataError
 from agssp_zoo.images import MIN_SIDE
 
+from .text import readable
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"})
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 MASK_FOLDERS = frozenset({"masks", "mask", "ground_truth", "groundtruth", "gt", "segmentationclass"})
@@ -34,7 +36,8 @@ class File:
     Attributes:
         rel: its path below the data set's folder, with forward slashes.
         path: where it is.
-        key: ``rel`` without suffix and without folders that only say what kind of file it is.
+        key: ``rel`` without suffix and without folders that only say what kind of file it is, as text that can be
+            written (a file's name need not be).
     """
 
     rel: str
@@ -84,12 +87,17 @@ def walk(root: Path) -> list[str]:
 def make_files(root: Path, rels: Iterable[str], drop: frozenset[str]) -> list[File]:
     """Files with their keys: the path without suffix and without the folders named in ``drop``.
 
-    Where two files would share a key, both keep all folders, and where that does not help, the suffix too.
+    Where two files would share a key, both keep all folders, and where that does not help, the suffix too. Names that
+    are not UTF-8 are spelled as :func:`~.text.readable` does it.
     """
     base = str(root.absolute())
     rels = list(rels)
-    keys = [_strip(rel, drop) for rel in rels]
-    for shorten in (lambda rel: str(PurePosixPath(rel).with_suffix("")), str):
+    keys = [readable(_strip(rel, drop)) for rel in rels]
+    for shorten in (
+        lambda rel: readable(str(PurePosixPath(rel).with_suffix(""))),
+        readable,
+        lambda rel: readable(rel, letters=False),
+    ):
         counts: dict[str, int] = {}
         for key in keys:
             counts[key] = counts.get(key, 0) + 1
@@ -131,12 +139,13 @@ class Matcher:
     """Finds the image that a label file, or a line of a list, belongs to."""
 
     def __init__(self, images: Sequence[File]) -> None:
-        self._by_rel = {image.rel: image for image in images}
+        # A label file or a list may spell in UTF-8 what an image's name spells otherwise.
+        self._by_rel = {readable(image.rel): image for image in images}
         self._by_key: dict[str, list[File]] = {}
         self._by_stem: dict[str, list[File]] = {}
         for image in images:
-            self._by_key.setdefault(_strip(image.rel, IMAGE_FOLDERS), []).append(image)
-            self._by_stem.setdefault(image.stem, []).append(image)
+            self._by_key.setdefault(readable(_strip(image.rel, IMAGE_FOLDERS)), []).append(image)
+            self._by_stem.setdefault(readable(image.stem), []).append(image)
 
     def match(self, rel: str, name: str = "", *, mask: bool = False) -> File | None:
         """The image of a label file, or ``None`` when there is none, or several could be meant.
@@ -151,6 +160,7 @@ class Matcher:
             mask: the label file is a mask: its stem may end in ``_mask``, ``_label`` or ``_gt``, and its folders may
                 be classes, so they must not contradict the image's.
         """
+        rel = readable(rel)
         key = _strip(rel, LABEL_FOLDERS | IMAGE_FOLDERS)
         for candidate in dict.fromkeys([key, _MASK_ENDING.sub("", key)] if mask else [key]):
             exact = self._by_key.get(candidate, [])

@@ -25,6 +25,7 @@ from .listing import MASK_FOLDERS, Matcher, in_folder, is_image, list_images, sp
 from .problems import Problems
 from .progress import progress
 from .splits import assign_splits, read_class_list
+from .text import readable
 
 SPECK = 4
 """Components of fewer pixels than this are left out, with a warning: they are noise of the mask, not defects."""
@@ -104,7 +105,7 @@ def _class_folder(rel: str) -> str:
     """The folder below the mask folder that is not a split's, if there is one."""
     parts = rel.split("/")[:-1]
     start = next(index for index, part in enumerate(parts) if part.lower() in MASK_FOLDERS)
-    return next((part for part in reversed(parts[start + 1 :]) if not split_name(part)), "")
+    return readable(next((part for part in reversed(parts[start + 1 :]) if not split_name(part)), ""))
 
 
 def _read(file: Path) -> NDArray[np.uint16] | None:

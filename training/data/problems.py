@@ -41,6 +41,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from .text import readable
+
 Severity = Literal["error", "warning"]
 
 
@@ -54,7 +56,7 @@ class Problem:
     Attributes:
         severity: ``"error"`` or ``"warning"``.
         code: a short stable name, e.g. ``"box-outside"``; see :mod:`agssp_zoo.training.data.problems`.
-        file: the file at fault, or the folder when it concerns many files.
+        file: the file at fault, or the folder when it concerns many files, as text to be printed.
         line: the line in that file, from 1; ``None`` where lines mean nothing (an image, a mask).
         message: one sentence.
         key: the image it is about; empty when it is not about one image.
@@ -92,7 +94,7 @@ class Problems:
         self, severity: Severity, code: str, file: object, message: str, *, line: int | None = None, key: str = ""
     ) -> None:
         """Notes a problem."""
-        self._items.append(Problem(severity, code, str(file), line, message, key))
+        self._items.append(Problem(severity, code, readable(str(file)), line, readable(message), key))
 
     def error(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
         """Notes that an image or a label was lost."""

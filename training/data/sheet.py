@@ -12,6 +12,7 @@ from agssp_zoo.errors import AgsspZooError
 
 from .dataset import Dataset
 from .records import Record
+from .text import readable
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -100,7 +101,7 @@ def _tile(record: Record, names: tuple[str, ...], size: tuple[int, int]) -> Pill
     try:
         pixels = record.load_image()
     except AgsspZooError as error:
-        pen.multiline_text((4, 4), _wrap(str(error)), fill=(200, 0, 0))
+        pen.multiline_text((4, 4), _wrap(readable(str(error))), fill=(200, 0, 0))
     else:
         scale = min(width / pixels.shape[1], height / pixels.shape[0])
         shape = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))

@@ -195,6 +195,7 @@ def validate(
         AgsspZooError: the model cannot be loaded or run, an image cannot be read.
     """
     from ..data import read_dataset
+    from ..data.text import readable
 
     require_library()
     whole = read_dataset(data, format=format) if isinstance(data, (str, os.PathLike)) else data
@@ -235,7 +236,7 @@ def validate(
         identity,
         command=shlex.join(["agssp-zoo", *sys.argv[1:]]) if command is None else command,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        data=whole.path or "(in memory)",
+        data=readable(whole.path) or "(in memory)",
         data_fingerprint=part.fingerprint(),
         split=split,
         settings=_chosen(detector, settings),
