@@ -418,3 +418,8 @@ class TestCommand:
     def test_wrong_usage(self, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["pack", str(folders.voc(tmp_path / "data")), "--out", str(tmp_path / "out"), *extra]) == 2
         assert not (tmp_path / "out").exists()
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("")
+        assert main(["pack", str(folders.voc(tmp_path / "data")), "--out", str(tmp_path / "file/shards")]) == 2
+        assert re.search("--out .*: .*file is a file; give a folder", capsys.readouterr().err)

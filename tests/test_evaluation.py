@@ -611,6 +611,18 @@ def test_the_command_measures_an_onnx_model(tmp_path, capsys):
     assert again["map50"] == 0.5 and again["model"]["sha256"] == values["model"]["sha256"]
 
 
+@pytest.mark.parametrize("out", ["file", "file/deeper/still", "link"])
+def test_the_command_asks_first_whether_it_can_write(tmp_path, capsys, out):
+    from agssp_zoo.cli import main
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    # Before the data and the model are looked for.
+    assert main(["val", "--data", "no/data", "--model", "no/model", "--out", str(tmp_path / out)]) == 2
+    message = capsys.readouterr().err
+    assert "--out" in message and ("is a link to nothing" if out == "link" else "file is a file") in message
+
+
 def test_the_command_refuses_other_classes(tmp_path, capsys):
     from agssp_zoo.cli import main
     from agssp_zoo.folder import write_folder

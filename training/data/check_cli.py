@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from .input_sizes import THIN
+from .places import check_out
 from .recognise import FORMATS, read_dataset
 from .text import readable
 
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if args.samples < 1 or args.limit < 0:
         raise InvalidArgumentError("--samples must be at least 1, and --limit at least 0.")
     out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise InvalidArgumentError(f"--out {out} is a file; give a folder.")
+    if out is not None:
+        check_out(out)
     dataset = read_dataset(args.data, format=args.format)
     report = check_dataset(dataset, decode=not args.labels_only)
     enough = bool(len(dataset)) if dataset.unlabelled else bool(sum(v.sum() for v in report.boxes.values()))

@@ -24,6 +24,7 @@ import numpy as np
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 
 from .dataset import Dataset
+from .places import check_out
 from .progress import progress
 from .records import Record
 from .shards import INDEX_NAME, KIND, VERSION, from_record
@@ -83,10 +84,12 @@ def pack(
     Raises:
         DataError: the data set has more errors than tolerated, an image cannot be read, or the folder holds something
             else.
+        InvalidArgumentError: the folder cannot be written.
     """
     settings = settings or PackSettings()
     dataset.require_clean(tolerance, labels=not dataset.unlabelled)
     folder = Path(out)
+    check_out(folder)
     plan = {"fingerprint": dataset.fingerprint(), "settings": asdict(settings), "version": VERSION}
     if not _prepare(folder, plan):
         return folder

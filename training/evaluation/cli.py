@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, writes and prints; returns 0."""
+    from ..data.places import check_out
     from .runner import ValidationSettings, validate
     from .thresholds import lines as threshold_lines
     from .thresholds import wished, write_thresholds
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError(
             "with --single-class no class can have a threshold of its own; leave one of them out."
         )
+    check_out(Path(args.out))
     validation = validate(args.model, args.data, split=args.split, format=args.format, settings=settings)
     figures, report = validation.save(args.out, gallery=args.images)
     outcomes = write_thresholds(Path(args.out) / THRESHOLDS, validation, wish) if wish else {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 from agssp_zoo.tiling import Tiling
 
 from .about import About, machine, versions
@@ -147,8 +147,18 @@ class Validation:
 
         Returns:
             The paths of metrics.json and report.html.
+
+        Raises:
+            DataError: the folder cannot be written.
         """
-        folder = Path(out)
+        try:
+            return self._save(Path(out), gallery)
+        except AgsspZooError:
+            raise  # an image that cannot be read is an OSError, too, but says so itself
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written ({error.strerror}); give another folder.") from None
+
+    def _save(self, folder: Path, gallery: int) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         figures = folder / "metrics.json"
         beside = figures.with_name("metrics.json.tmp")
