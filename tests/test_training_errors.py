@@ -88,6 +88,7 @@ def unchanged(data: Path) -> None:
         (unchanged, {"data": ""}, TrainingError, "give the folder of labelled images with --data"),
         (unchanged, {"data": "no/such/data"}, DataError, "no/such/data"),
         (unchanged, {"momentum": 1.5}, TrainingError, "--momentum is 1.5; it must lie in 0-1"),
+        (unchanged, {"momentum": 1.0}, TrainingError, "--momentum is 1.0; it must be below 1"),
         (unchanged, {"out": "/dev/null/run"}, TrainingError, "cannot be written"),
     ],
 )
