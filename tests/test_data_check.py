@@ -170,6 +170,34 @@ def test_command_text_json_and_pictures(
     assert {file: file.stat().st_mtime_ns for file in troubled.rglob("*")} == before, "the data are left alone"
 
 
+def test_our_own_pictures_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A project's folder holds the images, the reports and the runs; the data stay what they were."""
+    root = folders.voc(tmp_path / "project")
+    (root / "train.txt").unlink()  # the lists would leave the pictures out
+    (root / "val.txt").unlink()
+    ImageEnhance.Brightness(Image.open(root / "images/a.png")).enhance(0.8).save(root / "images/c.png")
+    before = read_dataset(root)
+    assert main(["check-data", str(root), "--out", str(root)]) == 0
+    assert main(["check-data", str(root), "--out", str(root / "runs/check")]) == 0
+    assert (root / "runs/check/duplicates.png").is_file() and (root / "samples.png").is_file()
+    run = root / "runs/train"
+    (run / "val").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"settings": {}, "command": "agssp-zoo finetune --data ."}))
+    (root / "runs/annotated").mkdir()
+    (root / "runs/predictions.json").write_text('[\n{"path": "images/a.png", "page": null}\n]\n')
+    for name in ("train/loss.png", "train/map.png", "annotated/a.jpg"):
+        folders.write_image(root / "runs" / name, name)
+    assert read_dataset(root).fingerprint() == before.fingerprint()
+    capsys.readouterr()
+    # Such names alone say nothing.
+    folders.write_image(root / "maps/map.png", "map")
+    folders.write_image(root / "annotated/b.png", "b")
+    (root / "maps/config.json").write_text('{"settings": {}}')
+    assert {record.key for record in read_dataset(root)} - {record.key for record in before} == {
+        "maps/map", "annotated/b",
+    }  # fmt: skip
+
+
 def test_long_lists_are_cut_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders.voc(tmp_path)
     (tmp_path / "train.txt").write_text("".join(f"ghost{n}\n" for n in range(50)) + "a\n")

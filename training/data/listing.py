@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from agssp_zoo.errors import DataError
 from agssp_zoo.images import MIN_SIDE
 
+from .ours import own_pictures
 from .text import readable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"})
@@ -124,12 +125,14 @@ def in_folder(rel: str, names: frozenset[str]) -> bool:
 
 
 def list_images(root: Path, rels: Sequence[str]) -> list[File]:
-    """The images among the files of a folder; those in mask folders are not images.
+    """The images among the files of a folder; those in mask folders, and pictures of our own making, are no data.
 
     Raises:
         DataError: there are none.
     """
     found = [rel for rel in rels if is_image(rel) and not in_folder(rel, MASK_FOLDERS)]
+    ours = own_pictures(root, found)
+    found = [rel for rel in found if rel not in ours]
     if not found:
         raise DataError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return make_files(root, found, IMAGE_FOLDERS)
