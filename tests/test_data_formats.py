@@ -364,6 +364,34 @@ class TestYolo:
             assert dataset.splits == ({"val": 1} if "val" in image else {"train": 1})
             assert dataset.class_names == ("class_00",) and codes(dataset) == {"no-class-list": 1}
 
+    def test_many_images_without_defects_come_first(self, tmp_path: Path) -> None:
+        (tmp_path / "labels").mkdir()
+        for number in range(60):
+            write_image(tmp_path / f"images/{number:02d}.png", "x", 8, 8)
+            (tmp_path / f"labels/{number:02d}.txt").write_text("0 0.5 0.5 0.5 0.5\n" if number == 59 else "")
+        assert recognise(tmp_path) == "yolo" and len(read_dataset(tmp_path)[59].boxes) == 1
+        (tmp_path / "labels/59.txt").write_text("")
+        with pytest.raises(DataError, match="--format"):
+            read_dataset(tmp_path)
+
+    def test_two_images_of_one_label_file(self, tmp_path: Path) -> None:
+        write_image(tmp_path / "images/x.png", "x")
+        write_image(tmp_path / "images/x.bmp", "other")
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels/x.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        dataset = read_dataset(tmp_path)
+        assert only(dataset, "shared-label-file") == ("x.txt", None, "warning")
+        assert "images/x.bmp, images/x.png" in next(iter(dataset.problems)).message
+        assert [len(record.boxes) for record in dataset] == [1, 1]
+
+    def test_a_blank_line_among_numbered_classes(self, tmp_path: Path) -> None:
+        root = self._folder(tmp_path, "1 0.5 0.5 0.25 0.5\n", classes_txt="first\nsecond\n\n  \n")
+        assert read_dataset(root).class_names == ("first", "second")
+        for text, line in (("first\n \nsecond\n", 2), ("\nfirst\nsecond\n", 1)):
+            (root / "classes.txt").write_text(text)
+            with pytest.raises(DataError, match=rf"classes\.txt:{line}: a blank line among the class names"):
+                read_dataset(root)
+
     def test_lines(self, tmp_path: Path) -> None:
         rows = [
             "1 0.5 0.5 0.25 0.5",

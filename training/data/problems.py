@@ -23,7 +23,7 @@ Warnings while reading::
     no-class-list        YOLO without names                   class-lists-differ   between COCO files
     voc-zero-based       coordinates that count from 0        several-formats      of labels in one folder
     path-not-there       data.yaml's path                     exif-orientation     the image is stored turned
-    mask-beside-image    left out of unlabelled images
+    mask-beside-image    left out of unlabelled images        shared-label-file    YOLO, two images of one name
 
 Warnings of ``agssp-zoo check-data``::
 

@@ -137,7 +137,8 @@ def _recognise(root: Path, rels: Sequence[str], chosen: str) -> tuple[str, list[
         what = f"{images} images, but no labels that are recognised" if images else "no images"
         raise DataError(
             f"{root}: holds {what}. Known are COCO (a JSON), YOLO (data.yaml, or labels/*.txt), Pascal VOC (*.xml), "
-            "labelme (*.json), masks (a folder masks/ beside images/) and packed shards (index.json)."
+            "labelme (*.json), masks (a folder masks/ beside images/) and packed shards (index.json); --format (in "
+            "Python format=) names the one it is."
         )
     return found[0], found[1:]
 

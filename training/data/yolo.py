@@ -16,7 +16,7 @@ from .assemble import Box, Pending, assemble, note_unlabelled
 from .data_yaml import base_folder, find_yaml, read_data_yaml, yaml_splits
 from .dataset import Dataset
 from .listing import IMAGE_FOLDERS, Matcher, is_image, list_images, walk
-from .problems import Problems
+from .problems import Problems, some
 from .splits import assign_splits, find_lists, read_class_list
 from .text import read_text
 
@@ -50,14 +50,15 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
     else:
         images = list_images(root, rels)
         splits = assign_splits(root, images, Matcher(images), rels, problems)
-        listed = read_class_list(root, rels, problems)
+        listed = read_class_list(root, rels, problems, numbered=True)
         classes = dict(enumerate(listed)) if listed is not None else None
     labels = {rel for rel in rels if _is_label(rel)} - set(find_lists(rels).values())
-    pendings, without, used = [], [], set()
+    pendings, without = [], []
+    used: dict[str, list[str]] = {}
     windows: list[str] = []
     for image in images:
         rel = next((candidate for candidate in _label_names(image.rel) if candidate in labels), "")
-        used.add(rel)
+        used.setdefault(rel, []).append(image.rel)
         if image.key not in splits:
             continue
         file = root / rel if rel else Path(image.path)
@@ -67,11 +68,15 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
         elif not _read_labels(file, pending, problems, windows):
             continue
         pendings.append(pending)
-    if not used - {""}:
+    if not used.keys() - {""}:
         raise DataError(f"{root}: no label files found; YOLO has a text file in labels/ for every image in images/.")
     folders = {rel.rpartition("/")[0] for rel in used if rel}
-    for rel in sorted(rel for rel in labels - used if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
+    for rel in sorted(rel for rel in labels - used.keys() if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
         problems.error("label-without-image", root / rel, "no image belongs to it.")
+    for rel, shared in used.items():
+        if rel and len(shared) > 1:
+            message = f"is the label file of {some(shared)}, all of which got its boxes; if they differ, rename them."
+            problems.warning("shared-label-file", root / rel, message)
     if windows:
         message = f"{len(windows)} label files have Windows line ends; they were read as usual ones."
         problems.warning("windows-line-ends", windows[0], message)
@@ -165,18 +170,25 @@ def _number(pendings: list[Pending], classes: dict[int, str] | None, root: Path,
 
 
 def has_yolo_labels(root: Path, rels: Sequence[str]) -> bool:
-    """Whether some text file is the label file of some image, judged by its first line."""
+    """Whether some text file is the label file of some image, judged by the first lines of those that are not empty."""
     labels = {rel for rel in rels if _is_label(rel)}
     looked = 0
     for rel in rels:
         if not labels or looked >= 50:
             return False
         file = next((candidate for candidate in _label_names(rel) if candidate in labels), "") if is_image(rel) else ""
-        if file:
+        if file and not _is_empty(root / file):  # as of an image without defects; some sets begin with hundreds
             looked += 1
             if _has_numbers(root / file):
                 return True
     return False
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        return file.stat().st_size <= 2  # a line end is nothing, too
+    except OSError:
+        return False
 
 
 def _has_numbers(file: Path) -> bool:
