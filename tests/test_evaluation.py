@@ -520,6 +520,22 @@ def test_validate_refuses_what_cannot_be_measured(dataset):
         validate(FakeDetector(answers, NAMES), data)
 
 
+def test_unreadable_images_within_the_tolerance_are_left_out_and_named(dataset, tmp_path):
+    data, truth, answers = dataset
+    for number in (10, 20):
+        Path(data.records[number].path).write_bytes(b"no image")
+    detector = FakeDetector(answers, NAMES)
+    with pytest.raises(DataError, match=r"2 of 26 images cannot be read, more than the tolerance of 5.00%: .*10\.png"):
+        validate(detector, data, settings=ValidationSettings(tolerance=0.05))
+    result = validate(detector, data, settings=ValidationSettings(tolerance=0.1, batch=1))
+    kept = [number for number in range(4, 30) if number not in (10, 20)]
+    expected = evaluate([truth[i] for i in kept], [answers[i] for i in kept], NAMES, conf=0.001)
+    assert result.metrics.map50_95 == expected.map50_95 and result.metrics.images == 24
+    assert result.to_dict()["data"]["unreadable"] == ["10", "20"]
+    _, page = result.save(tmp_path / "out")
+    assert "2 images cannot be read and are left out: 10, 20." in page.read_text()
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 import agssp_zoo  # noqa: E402
 from agssp_zoo import models  # noqa: E402
+from agssp_zoo.cli import main as zoo  # noqa: E402
 from agssp_zoo.config import ModelConfig  # noqa: E402
 from agssp_zoo.errors import TrainingError  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
@@ -257,7 +258,7 @@ def test_a_backbone_starts_a_detector(tmp_path: Path) -> None:
         build_start(TrainSettings(data="x", model=str(folder)), NAMES)
 
 
-def test_a_part_of_the_images_can_be_kept_for_validation(tmp_path: Path, threads: None) -> None:
+def test_a_part_of_the_images_can_be_kept_for_validation(tmp_path: Path, threads: None, capsys) -> None:
     data = write_data(tmp_path / "data", train=10, val=0)
     write_yaml(data, NAMES)
     (data / "data.yaml").write_text((data / "data.yaml").read_text().replace("val: images/val\n", ""))
@@ -269,6 +270,15 @@ def test_a_part_of_the_images_can_be_kept_for_validation(tmp_path: Path, threads
     assert (record["data"]["train_images"], record["data"]["val_images"]) == (8, 2)
     assert record["data"]["val_boxes"] == {"dark": 1, "bright": 1}
     assert (run / "val" / "report.html").is_file()
+    # `val` draws the same images, and without being told to it says how.
+    words = ["val", "--data", str(data), "--model", str(run / "best"), "--out", str(tmp_path / "val")]
+    assert zoo(words) == 1 and "--val-fraction 0.2 does the same" in capsys.readouterr().err
+    assert zoo([*words, "--val-fraction", "0.2"]) == 0
+    figures = [json.loads((folder / "metrics.json").read_text()) for folder in (run / "val", tmp_path / "val")]
+    assert figures[0]["data"]["fingerprint"] == figures[1]["data"]["fingerprint"]
+    capsys.readouterr()
+    assert zoo([*words, "--val-fraction", "0.2", "--seed", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["fingerprint"] != figures[0]["data"]["fingerprint"]
 
 
 def test_averaged_weights_and_rates_follow_their_formulas() -> None:

@@ -64,6 +64,7 @@ class Trainer(EpochLoop[Batch]):
         self.family = family_of(self.module)
         self.position = Position(parts=self.family.parts)
         self.bad_images: list[str] = []
+        self.told = 0
         processes, rank = accelerator.num_processes, accelerator.process_index
 
         if settings.freeze:
@@ -146,6 +147,8 @@ class Trainer(EpochLoop[Batch]):
         self.outputs.end_epoch(row, self.average.module, better=better)
         self.checkpoint.save(at, self.bad_images)
         self.outputs.write_history(at.history)
+        self.outputs.tell_unreadable(self.bad_images[self.told :])
+        self.told = len(self.bad_images)
         return self.over()
 
     def over(self) -> str:

@@ -133,6 +133,13 @@ class Dataset:
         names = {index: "val" if is_val else "train" for index, is_val in zip(places, chosen, strict=True)}
         return self._with_splits(lambda index, record: names.get(index, record.split))
 
+    def with_val(self, fraction: float, seed: int = 0) -> Dataset:
+        """The data set itself where it has a split ``val``, else as :meth:`random_split` divides it.
+
+        What ``--val-fraction`` and ``--seed`` mean, in training and in measuring: the same images.
+        """
+        return self if "val" in self.splits else self.random_split(fraction, seed)
+
     def _with_splits(self, name_of: Callable[[int, Record], str]) -> Dataset:
         records = [replace(record, split=name_of(index, record)) for index, record in enumerate(self.records)]
         return replace(self, records=sort_records(records))

@@ -56,7 +56,7 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
     images = list_images(root, rels)
     matcher = Matcher(images)
     splits = assign_splits(root, images, matcher, rels, problems)
-    listed = read_class_list(root, rels, problems, numbered=True)
+    listed = read_class_list(root, rels, problems, numbered=not all(map(_class_folder, files)))
     named = Named(images, splits)
     numbers: set[int] = set()
     for rel in progress(files, len(files), "reading masks"):

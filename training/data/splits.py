@@ -123,8 +123,8 @@ def read_class_list(
     blank = [line for line, row in enumerate(text.text.rstrip().split("\n"), 1) if not row.strip()]
     if numbered and names and blank:
         raise DataError(
-            f"{file}:{blank[0]}: a blank line among the class names, where it cannot be told whether it counts as a class: "
-            "take it out, or write a name there."
+            f"{file}:{blank[0]}: a blank line among the class names; it cannot be told whether it counts as a class. "
+            "Take it out, or write a name there."
         )
     check_class_names(names, str(file))
     return tuple(names)
