@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from agssp_zoo.cli import main
+from agssp_zoo.errors import DataError
 from agssp_zoo.training.data import read_dataset
 from agssp_zoo.training.data.check import check_dataset
 from agssp_zoo.training.data.directions import Directions, count_directions, turned_classes
@@ -231,6 +232,28 @@ def test_data_without_any_box_are_not_usable(tmp_path: Path, capsys: pytest.Capt
     assert "there is not one box to train on" in capsys.readouterr().out
 
 
+def test_what_check_data_lets_pass_training_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both judge the splits each by itself, and an error of one is not the other's."""
+    from agssp_zoo.training.finetune import read_splits
+    from agssp_zoo.training.settings import TrainSettings
+
+    root = folders.coco(tmp_path / "data")
+    file = root / "annotations/instances_train.json"
+    document = json.loads(file.read_text())
+    stray = {"id": 900, "image_id": 77, "category_id": 1, "bbox": [1, 1, 9, 9]}  # of an image that is not listed
+    file.write_text(json.dumps({**document, "annotations": [*document["annotations"], stray]}))
+    settings = TrainSettings(data=str(root), tolerance=0.25)
+    assert main(["check-data", str(root), "--tolerance", "0.25"]) == 0
+    assert [len(part.errors) for part in read_splits(settings)] == [1, 0]
+    (root / "images/e.png").write_bytes(b"no image")  # one of two to validate on; two errors would be few of all six
+    settings = TrainSettings(data=str(root), tolerance=0.4)
+    capsys.readouterr()
+    assert main(["check-data", str(root), "--tolerance", "0.4"]) == 1
+    assert "more errors in val (1 images) than the tolerance of 40.00%" in capsys.readouterr().out
+    with pytest.raises(DataError, match="1 errors in 1 images"):
+        read_splits(settings)
+
+
 def test_a_split_at_random_would_leak(tmp_path: Path) -> None:
     root = folders.voc(tmp_path)
     (root / "train.txt").unlink()
@@ -275,7 +298,8 @@ def test_every_code_is_explained() -> None:
     folder = Path(problems.__file__).parent
     text = "".join(file.read_text() for file in folder.glob("*.py") if file.name != "problems.py")
     word = r"[a-z]+(?:-[a-z]+)+"
-    used = set(re.findall(rf'(?:\.warning|\.error|note)\(\s*(?:"(?:error|warning)", )?"({word})"', text))
+    used = set(re.findall(rf'\.refuse\([^"]*"({word})"', text))
+    used |= set(re.findall(rf'(?:\.warning|\.error|note)\(\s*(?:"(?:error|warning)", )?"({word})"', text))
     used |= set(re.findall(rf'code(?:, what)? = \(?"({word})"', text)) | set(re.findall(rf'else \(?"({word})"', text))
     listed = set(re.findall(rf"(?:^    |, |  )({word})(?=  |,|$)", problems.__doc__ or "", flags=re.MULTILINE))
     assert used == listed

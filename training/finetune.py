@@ -155,7 +155,7 @@ def read_splits(settings: TrainSettings) -> tuple[Dataset, Dataset]:
         settings = dataclasses.replace(settings, val_split="val")
     train, val = data.split(settings.train_split), data.split(settings.val_split)
     for split in (train, val):
-        split.require_clean(settings.tolerance)
+        split.require_clean(settings.tolerance, whole=len(data))
     if settings.tiling is not None:
         from .tiled import tile_dataset
 

@@ -53,16 +53,17 @@ class File:
     @property
     def split(self) -> str:
         """The split that a folder on the file's path names, or an empty text."""
-        for part in PurePosixPath(self.rel).parts[:-1]:
-            name = split_name(part)
-            if name:
-                return name
-        return ""
+        return folder_split(self.rel)
 
 
 def split_name(word: str) -> str:
     """``"train"``, ``"val"`` or ``"test"`` for a folder or file name that means it, else an empty text."""
     return _SPLITS.get(_YEAR.sub("", word.lower()), "")
+
+
+def folder_split(rel: str) -> str:
+    """The split that a folder on a relative path names, or an empty text."""
+    return next(filter(None, map(split_name, PurePosixPath(rel).parts[:-1])), "")
 
 
 def walk(root: Path) -> list[str]:

@@ -69,8 +69,8 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
             continue
         values = _read(file)
         if values is None:
-            problems.error("corrupt-mask", file, "not a readable image; the image it is for is left out.")
-            named.refuse(image)
+            message = "not a readable image; the image it is for is left out."
+            named.refuse(image, "corrupt-mask", file, message, problems)
             continue
         pending.size = (values.shape[1], values.shape[0])
         for name, number, chosen in _classes(values, _class_folder(rel), listed):

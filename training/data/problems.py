@@ -60,6 +60,7 @@ class Problem:
         line: the line in that file, from 1; ``None`` where lines mean nothing (an image, a mask).
         message: one sentence.
         key: the image it is about; empty when it is not about one image.
+        split: the split it is about, where the data set holds no image that would tell; empty where none is known.
     """
 
     severity: Severity
@@ -68,6 +69,7 @@ class Problem:
     line: int | None
     message: str
     key: str = ""
+    split: str = ""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -91,14 +93,24 @@ class Problems:
         return len(self._items)
 
     def add(
-        self, severity: Severity, code: str, file: object, message: str, *, line: int | None = None, key: str = ""
+        self,
+        severity: Severity,
+        code: str,
+        file: object,
+        message: str,
+        *,
+        line: int | None = None,
+        key: str = "",
+        split: str = "",
     ) -> None:
         """Notes a problem."""
-        self._items.append(Problem(severity, code, readable(str(file)), line, readable(message), key))
+        self._items.append(Problem(severity, code, readable(str(file)), line, readable(message), key, split))
 
-    def error(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
+    def error(
+        self, code: str, file: object, message: str, *, line: int | None = None, key: str = "", split: str = ""
+    ) -> None:
         """Notes that an image or a label was lost."""
-        self.add("error", code, file, message, line=line, key=key)
+        self.add("error", code, file, message, line=line, key=key, split=split)
 
     def warning(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
         """Notes that something was repaired, or is unusual."""

@@ -137,8 +137,8 @@ def read_voc(root: Path, rels: Sequence[str], problems: Problems, *, zero_based:
             document = parse_xml(file.read_bytes())
         except (DataError, OSError) as error:
             message = f"not readable XML ({error}); its image is left out."
-            problems.error("bad-label-file", file, message, line=_line_in(str(error)))
-            named.refuse(matcher.match(rel))
+            line = _line_in(str(error))
+            named.refuse(matcher.match(rel), "bad-label-file", file, message, problems, line=line)
             continue
         if document.tag != "annotation":
             continue

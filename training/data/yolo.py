@@ -15,7 +15,7 @@ from agssp_zoo.errors import DataError
 from .assemble import Box, Pending, assemble, note_unlabelled
 from .data_yaml import base_folder, find_yaml, read_data_yaml, yaml_splits
 from .dataset import Dataset
-from .listing import IMAGE_FOLDERS, Matcher, is_image, list_images, walk
+from .listing import IMAGE_FOLDERS, Matcher, folder_split, is_image, list_images, walk
 from .problems import Problems, some
 from .splits import assign_splits, find_lists, read_class_list
 from .text import read_text
@@ -72,7 +72,7 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
         raise DataError(f"{root}: no label files found; YOLO has a text file in labels/ for every image in images/.")
     folders = {rel.rpartition("/")[0] for rel in used if rel}
     for rel in sorted(rel for rel in labels - used.keys() if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
-        problems.error("label-without-image", root / rel, "no image belongs to it.")
+        problems.error("label-without-image", root / rel, "no image belongs to it.", split=folder_split(rel))
     for rel, shared in used.items():
         if rel and len(shared) > 1:
             message = f"is the label file of {some(shared)}, all of which got its boxes; if they differ, rename them."
@@ -105,7 +105,7 @@ def _read_labels(file: Path, pending: Pending, problems: Problems, windows: list
     try:
         text = read_text(file)
     except DataError as error:
-        problems.error("bad-label-file", file, f"its image is left out: {error}", key=pending.key)
+        problems.error("bad-label-file", file, f"its image is left out: {error}", key=pending.key, split=pending.split)
         return False
     if text.windows:
         windows.append(str(file))

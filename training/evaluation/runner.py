@@ -346,9 +346,7 @@ def _checked(whole: Dataset, split: str, tolerance: float) -> Dataset:
         ) from None
     if not any(len(record.labels) for record in whole.records):
         whole.require_clean(tolerance=1.0)
-    if any(len(record.labels) for record in part.records) or len(part.errors) > tolerance * len(part.records):
-        part.require_clean(tolerance)
-    return part
+    return part.require_clean(tolerance, labels=False, whole=len(whole))
 
 
 def _load(model: str | os.PathLike[str] | DetectorLike, settings: ValidationSettings) -> tuple[DetectorLike, About]:
