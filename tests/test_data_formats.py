@@ -439,6 +439,37 @@ class TestYolo:
         assert codes(dataset) == {"path-not-there": 1, "category-gaps": 1, "no-label-file": 1}
         assert read_dataset(root / "data.yaml").fingerprint() == dataset.fingerprint()
 
+    def test_a_test_split_that_is_not_there_stops_no_training(self, tmp_path: Path) -> None:
+        text = "train: images/train\nval: ../images/val\ntest: ../test/images\nnames: [a]\n"
+        root = self._folder(tmp_path, "0 0.5 0.5 0.25 0.5\n", data_yaml=text)
+        dataset = read_dataset(root).require_clean()
+        assert only(dataset, "split-not-there") == ("data.yaml", None, "warning")
+        with pytest.raises(DataError, match="no split 'test'"):
+            dataset.split("test")
+        (root / "data.yaml").write_text(text.replace("val: ../images/val", "val: ../images/valid"))
+        assert [problem.severity for problem in read_dataset(root).problems] == ["error", "warning"]
+
+    @pytest.mark.parametrize("absolute", [False, True])
+    def test_images_outside_the_folder_of_data_yaml(self, tmp_path: Path, absolute: bool) -> None:
+        store = self._folder(tmp_path / "elsewhere/store", "1 0.5 0.5 0.25 0.5\n")
+        project = tmp_path / "projects/one"
+        project.mkdir(parents=True)
+        write_image(project / "images/more/z.png", "z")
+        start = store if absolute else "../../elsewhere/store"
+        text = f"train: {start}/images/train\nval: {start}/images/val\ntest: images/more\nnames: [a, b]\n"
+        (project / "data.yaml").write_text(text)
+        dataset = read_dataset(project).require_clean()
+        assert {record.key: (record.split, record.labels.tolist()) for record in dataset} == {
+            "elsewhere/store/train/x": ("train", [1]),
+            "elsewhere/store/val/y": ("val", [1]),
+            "projects/one/more/z": ("test", []),
+        }
+        assert all(record.load_image().shape == (HEIGHT, WIDTH, 3) for record in dataset)
+        # What lies inside is meant, as other programs' exports have it, although the path leads out.
+        self._folder(project, "0 0.5 0.5 0.25 0.5\n")
+        (project / "data.yaml").write_text("train: ../images/train\nval: ../images/val\nnames: [a, b]\n")
+        assert [record.key for record in read_dataset(project).require_clean()] == ["train/x", "val/y"]
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [

@@ -13,7 +13,7 @@ from pathlib import Path
 from agssp_zoo.errors import DataError
 
 from .assemble import Box, Pending, assemble, note_unlabelled
-from .data_yaml import base_folder, find_yaml, read_data_yaml, yaml_splits
+from .data_yaml import base_folder, find_yaml, outside_files, read_data_yaml, yaml_splits
 from .dataset import Dataset
 from .listing import IMAGE_FOLDERS, Matcher, folder_split, is_image, list_images, walk
 from .problems import Problems, some
@@ -44,8 +44,10 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
         base = base_folder(described, problems)
         if base.resolve() != root.resolve():
             root, rels = base, walk(base)
+        base = root
+        root, rels = outside_files(described, base, rels)
         images = list_images(root, rels)
-        splits = yaml_splits(described, root, images, rels, problems)
+        splits = yaml_splits(described, base, root, images, rels, problems)
         classes: dict[int, str] | None = described.classes
     else:
         images = list_images(root, rels)
