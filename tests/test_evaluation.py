@@ -484,6 +484,22 @@ def test_validate_says_what_a_stricter_suppression_would_score(dataset):
     assert advice(replace(better, stricter=None)) == [] == advice(replace(better, stricter=Stricter(0.5, math.nan, 0)))
 
 
+def test_classes_that_no_image_shows_may_be_missing_where_boxes_name_them(dataset):
+    data, _, answers = dataset
+    few = [replace(r, boxes=r.boxes[keep], labels=r.labels[keep], crowd=r.crowd[keep], difficult=r.difficult[keep])
+           for r in data.records for keep in [r.labels < 5]]  # fmt: skip
+    data = replace(data, class_names=NAMES[:5], records=tuple(few), format="voc")
+    turned = [Prediction(a.boxes, a.scores, 5 - a.labels) for a in answers]
+    result = validate(FakeDetector(turned, NAMES[::-1]), data)
+    full = validate(FakeDetector(answers, NAMES), replace(data, class_names=NAMES))
+    assert result.metrics.to_dict() == full.metrics.to_dict()
+    assert result.metrics.classes_without_boxes == ("inclusion",)
+    with pytest.raises(DataError, match=r"The data lack inclusion: list these, too, .*classes\.txt"):
+        validate(FakeDetector(answers, NAMES), replace(data, format="coco"))
+    with pytest.raises(DataError, match=r"Data \(5\): crack, pit, scale, scratch, rust\. Fine-tune"):
+        validate(FakeDetector(answers, NAMES), replace(data, class_names=(*NAMES[:4], "rust")))
+
+
 def test_validate_as_one_class(dataset):
     data, _, answers = dataset
     merged = [Prediction(a.boxes, a.scores, np.zeros_like(a.labels)) for a in answers]

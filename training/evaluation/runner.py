@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 SINGLE_CLASS = "defect"
 """What the one class is called when classes are not told apart."""
 
+BY_BOXES = ("voc", "labelme", "masks")
+"""Formats that know their classes from the boxes: one that no image shows is missing there, which is no contradiction."""
+
 
 class DetectorLike(Protocol):
     """What evaluation needs of a detector."""
@@ -220,6 +223,8 @@ def validate(
     part = _checked(whole, split, settings.tolerance)
     detector, identity = _load(model, settings)
     names = tuple(whole.class_names)
+    if whole.format in BY_BOXES and set(names) < set(detector.config.class_names):
+        names += tuple(name for name in detector.config.class_names if name not in names)
     mapping = None if settings.single_class else class_mapping(detector.config.class_names, names)
     answers, ms_per_image, stages = predict_records(detector, part.records, settings)
     records = [record for record, answer in zip(part.records, answers, strict=True) if answer is not None]
