@@ -12,7 +12,7 @@ import data_folders as folders
 import numpy as np
 import pytest
 from data_folders import CLASSES, EXAMPLES, HEIGHT, WIDTH, write_image
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from agssp_zoo.cli import main
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
@@ -703,6 +703,41 @@ class TestMasks:
         assert read_dataset(self._folder(tmp_path, mask, "ground_truth/x_mask.png"))[1].boxes.tolist() == [
             [5, 5, 11, 11]
         ]
+
+    def test_values_that_cannot_number_classes_are_not_merged_silently(self, tmp_path: Path) -> None:
+        gray = np.zeros((HEIGHT, WIDTH), np.uint8)
+        gray[2:12, 2:12], gray[2:12, 20:40] = 100, 200
+        colour = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        colour[2:12, 2:12], colour[2:12, 12:40] = (255, 0, 0), (0, 255, 0)
+        for name, mask, words in (("gray", gray, "(100, 200)"), ("colour", colour, "(0/255/0, 255/0/0)")):
+            dataset = read_dataset(self._folder(tmp_path / name, mask))
+            assert only(dataset, "mask-values") == ("x.png", None, "error") and words in dataset.errors[0].message
+            assert dataset.errors[0].key == "x"
+        instances = np.zeros((HEIGHT, WIDTH), np.uint8)
+        instances[2:12, 2:12], instances[2:12, 20:40] = 1, 2
+        assert codes(read_dataset(self._folder(tmp_path / "i", instances, "masks/crack/x.png")))["mask-values"] == 1
+
+    def test_soft_and_compressed_masks_of_one_class_are_fine(self, tmp_path: Path) -> None:
+        sharp = Image.new("L", (400, 200))
+        sharp.paste(255, (30, 20, 130, 90))
+        sharp.paste(255, (300, 100, 330, 160))
+        for number, mask in enumerate((
+            sharp.resize((100, 50), Image.Resampling.LANCZOS), sharp.resize((150, 77), Image.Resampling.BILINEAR),
+            sharp.resize((900, 450), Image.Resampling.BICUBIC), sharp.filter(ImageFilter.GaussianBlur(9)),
+            Image.merge("RGB", [sharp, Image.new("L", sharp.size), Image.new("L", sharp.size)]),
+        )):  # fmt: skip
+            for suffix, options in (("png", {}), ("jpg", {"quality": 30})):
+                root = tmp_path / f"{number}{suffix}"
+                (root / "images").mkdir(parents=True)
+                (root / "masks").mkdir()
+                Image.new("L", mask.size, 7).save(root / "images/x.png")
+                mask.save(root / f"masks/x.{suffix}", **options)
+                dataset = read_dataset(root)
+                assert not dataset.errors and len(dataset[0].boxes) == 2 and "mask-faint" not in codes(dataset)
+        faint = np.zeros((HEIGHT, WIDTH), np.uint8)
+        faint[4:12, 4:12], faint[20, 10:40] = 255, np.linspace(90, 120, 30)  # a hairline that scaling has thinned
+        dataset = read_dataset(self._folder(tmp_path / "faint", faint))
+        assert only(dataset, "mask-faint")[2] == "warning" and len(dataset[1].boxes) == 1
 
     def test_one_bit_wrong_size_corrupt_and_stray(self, tmp_path: Path) -> None:
         mask = np.zeros((HEIGHT, WIDTH), np.bool_)

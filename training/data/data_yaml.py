@@ -12,7 +12,7 @@ from typing import Any
 from agssp_zoo.errors import DataError, MissingDependencyError
 
 from .listing import IMAGE_FOLDERS, File, Matcher, is_image, split_name, walk
-from .problems import Problems, Severity
+from .problems import Problems
 from .splits import check_class_names, read_list
 from .text import read_text
 
@@ -169,8 +169,8 @@ def yaml_splits(
             if not chosen:
                 message = f"{split}: {entry!r} is not there, or holds no images."
                 # Exports name a test split that they do not hold; training needs none.
-                severity: Severity = "warning" if split == "test" else "error"
-                problems.add(severity, "split-not-there", described.file, message)
+                note = problems.warning if split == "test" else problems.error
+                note("split-not-there", described.file, message)
             for image in chosen:
                 if splits.setdefault(image.key, split) != split:
                     message = f"{image.rel} is in {splits[image.key]} already; it stays there and leaves {split}."

@@ -11,7 +11,7 @@ Errors, by which an image or a label is lost::
     bad-box, bad-line    not coordinates                      not-normalized       YOLO, but in pixels
     empty-box            without area                         box-outside          outside the image
     list-without-image   a line of train.txt                  split-overlap        one image in two splits
-    split-not-there      a path of data.yaml
+    split-not-there      a path of data.yaml              mask-values          several, read as one class
 
 Warnings while reading::
 
@@ -24,6 +24,7 @@ Warnings while reading::
     voc-zero-based       coordinates that count from 0        several-formats      of labels in one folder
     path-not-there       data.yaml's path                     exif-orientation     the image is stored turned
     mask-beside-image    left out of unlabelled images        shared-label-file    YOLO, two images of one name
+    mask-faint           components below half of the range
 
 Warnings of ``agssp-zoo check-data``::
 
