@@ -140,6 +140,20 @@ class TestImages:
         with pytest.raises(DataError, match="is now 20x20 pixels, but 64x32"):
             record.load_image()
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
+    def test_every_exif_orientation_is_reported(self, tmp_path: Path, suffix: str, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        write_image(tmp_path / "images/y.png", "y")
+        Image.fromarray(folders.pixels("x")).save(tmp_path / f"images/x.{suffix}", exif=exif)
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels/x.txt").write_text("0 0.5 0.25 1 0.5\n")
+        dataset = read_dataset(tmp_path)
+        assert codes(dataset)["exif-orientation"] == (orientation > 1)
+        shape = (dataset[0].height, dataset[0].width)
+        assert dataset[0].load_image().shape[:2] == shape == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+
     def test_exif_orientation(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6

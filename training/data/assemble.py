@@ -159,7 +159,7 @@ def _record(item: Pending, size: ImageSize, problems: Problems) -> Record | None
         problems.error("corrupt-image", item.path, f"left out: {size.error}.", key=item.key, split=item.split)
         return None
     if item.size is not None and item.size != (size.width, size.height):
-        turned = " (the image is stored turned, by its EXIF orientation)" if size.turned else ""
+        turned = " (the image is stored turned or mirrored, by its EXIF orientation)" if size.turned else ""
         problems.error(
             "size-mismatch",
             item.file,
@@ -173,7 +173,7 @@ def _record(item: Pending, size: ImageSize, problems: Problems) -> Record | None
         problems.warning(
             "exif-orientation",
             item.path,
-            "is stored turned, by its EXIF orientation; boxes are taken to be for the upright image.",
+            "is stored turned or mirrored, by its EXIF orientation; boxes are taken to be for the upright image.",
             key=item.key,
         )
     boxes, labels, crowd, difficult = clean_boxes(item, size.width, size.height, problems)

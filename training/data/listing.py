@@ -224,7 +224,10 @@ def _forward(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """Width and height of an image as it is shown (after its EXIF orientation), or why it cannot be read."""
+    """Width and height of an image as it is shown, or why it cannot be read.
+
+    ``turned`` says whether it is stored another way (turned or mirrored) and shown by its EXIF orientation.
+    """
 
     width: int
     height: int
@@ -240,14 +243,17 @@ def probe(path: str) -> ImageSize:
         with Image.open(path) as image:
             width, height = image.size
             # getexif() of a PNG without EXIF decodes the whole image, so it is only asked where there is some.
-            orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
+            tiff = image.format == "TIFF"  # whose width and height Pillow gives as shown
+            orientation = image.getexif().get(0x0112, 1) if tiff or "exif" in image.info else 1
     except FileNotFoundError:
         return ImageSize(0, 0, error="the file is not there")
     except Exception as error:  # Pillow's plugins raise many kinds on broken files; all mean the same here
         return ImageSize(0, 0, error=f"not a readable image ({_first_line(error)})")
     if min(width, height) < MIN_SIDE:
         return ImageSize(0, 0, error=f"{width}x{height} pixels are too few for an image")
-    return ImageSize(height, width, True) if orientation in (5, 6, 7, 8) else ImageSize(width, height)
+    if orientation in (5, 6, 7, 8) and not tiff:
+        width, height = height, width
+    return ImageSize(width, height, orientation in range(2, 9))
 
 
 def probe_all(paths: Sequence[str]) -> list[ImageSize]:

@@ -22,7 +22,7 @@ Warnings while reading::
     windows-line-ends    read as usual ones                   category-gaps        in class ids, closed up
     no-class-list        YOLO without names                   class-lists-differ   between COCO files
     voc-zero-based       coordinates that count from 0        several-formats      of labels in one folder
-    path-not-there       data.yaml's path                     exif-orientation     the image is stored turned
+    path-not-there       data.yaml's path                     exif-orientation     stored turned or mirrored
     mask-beside-image    left out of unlabelled images        shared-label-file    YOLO, two images of one name
     mask-faint           components below half of the range
 
