@@ -199,6 +199,23 @@ def test_our_own_pictures_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixt
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("bits", "levels"), [(12, 16), (14, 64), (16, 0)])
+def test_bits_that_are_not_used_are_reported(tmp_path: Path, bits: int, levels: int) -> None:
+    root = folders.voc(tmp_path)
+    for file in (root / "images").iterdir():
+        values = np.asarray(Image.open(file)).astype(np.uint16)
+        values = (values.astype(np.uint32) * ((1 << bits) - 1) // max(int(values.max()), 1)).astype(np.uint16)
+        Image.fromarray(values).save(file)
+    found = [p.message for p in check_dataset(read_dataset(root)).problems if p.code == "few-gray-levels"]
+    assert len(found) == (levels > 0)
+    for message in found:
+        assert f"6 of 6 images have 16 bits, of which they use {bits}: only {levels} of 256 gray levels" in message
+        assert f"Multiply their values by {1 << 16 - bits} first" in message
+    for file in (root / "images").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) >> 12).astype(np.uint8)).save(file)  # dark, but of 8 bits
+    assert not [p for p in check_dataset(read_dataset(root)).problems if p.code == "few-gray-levels"]
+
+
 def test_long_lists_are_cut_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders.voc(tmp_path)
     (tmp_path / "train.txt").write_text("".join(f"ghost{n}\n" for n in range(50)) + "a\n")

@@ -33,7 +33,7 @@ Warnings of ``agssp-zoo check-data``::
     box-twice            overlapping boxes of one class       box-of-two-classes   overlapping boxes of two classes
     class-without-boxes  in the class list only               class-not-in-split   cannot be measured
     rare-class           few boxes to train on                no-val-split         nothing to validate on
-    class-turned         lies another way in another split
+    class-turned         lies another way in another split    few-gray-levels   12 bits stored in 16
 """
 
 from __future__ import annotations
