@@ -378,6 +378,23 @@ class TestYolo:
             assert dataset.splits == ({"val": 1} if "val" in image else {"train": 1})
             assert dataset.class_names == ("class_00",) and codes(dataset) == {"no-class-list": 1}
 
+    def test_labels_in_capital_letters(self, tmp_path: Path) -> None:
+        for name in ("images/train/a.PNG", "Images/b.png", "images/train/A.png"):
+            write_image(tmp_path / name, name)
+        for name, row in (
+            ("labels/train/a.TXT", "0 0.5 0.5 0.5 0.5\n"),
+            ("Labels/b.Txt", "1 0.5 0.5 0.5 0.5\n"),
+            ("labels/train/A.txt", "2 0.5 0.5 0.5 0.5\n"),
+            ("Labels/train/A.txt", "3 0.5 0.5 0.5 0.5\n"),
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(row)
+        (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+        assert recognise(tmp_path) == "yolo"
+        assert {record.key: record.labels.tolist() for record in read_dataset(tmp_path)} == {
+            "b": [1], "train/A": [2], "train/a": [0],
+        }  # fmt: skip
+
     def test_many_images_without_defects_come_first(self, tmp_path: Path) -> None:
         (tmp_path / "labels").mkdir()
         for number in range(60):

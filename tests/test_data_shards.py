@@ -434,6 +434,9 @@ class TestCommand:
         (data / "val.txt").unlink()
         assert main(["pack", str(data), "--out", str(tmp_path / "out"), "--val-fraction", "0.34"]) == 0
         assert read_dataset(tmp_path / "out").splits.keys() == {"train", "val"}
+        (data / "val.txt").write_text("c\n")  # as in training, a val split that is there stays what it is
+        assert main(["pack", str(data), "--out", str(tmp_path / "own"), "--val-fraction", "0.34"]) == 0
+        assert [record.key for record in read_dataset(tmp_path / "own", split="val")] == ["c"]
 
     @pytest.mark.parametrize("extra", [["--shard-size", "many"], ["--size", "-4"], ["--format", "gif"]])
     def test_wrong_usage(self, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:

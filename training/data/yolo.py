@@ -7,7 +7,7 @@ beside the images). A line of more values is a polygon (class, x1, y1, x2, y2, .
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from agssp_zoo.errors import DataError
@@ -54,12 +54,12 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
         splits = assign_splits(root, images, Matcher(images), rels, problems)
         listed = read_class_list(root, rels, problems, numbered=True)
         classes = dict(enumerate(listed)) if listed is not None else None
-    labels = {rel for rel in rels if _is_label(rel)} - set(find_lists(rels).values())
+    labels = _labels(set(rels) - set(find_lists(rels).values()))
     pendings, without = [], []
     used: dict[str, list[str]] = {}
     windows: list[str] = []
     for image in images:
-        rel = next((candidate for candidate in _label_names(image.rel) if candidate in labels), "")
+        rel = next((labels[name] for name in _label_names(image.rel) if name in labels), "")
         used.setdefault(rel, []).append(image.rel)
         if image.key not in splits:
             continue
@@ -73,7 +73,7 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
     if not used.keys() - {""}:
         raise DataError(f"{root}: no label files found; YOLO has a text file in labels/ for every image in images/.")
     folders = {rel.rpartition("/")[0] for rel in used if rel}
-    for rel in sorted(rel for rel in labels - used.keys() if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
+    for rel in sorted(rel for rel in set(labels.values()) - used.keys() if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
         problems.error("label-without-image", root / rel, "no image belongs to it.", split=folder_split(rel))
     for rel, shared in used.items():
         if rel and len(shared) > 1:
@@ -85,6 +85,17 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
     note_unlabelled(root, without, len(images), "label file", problems)
     names = _number(pendings, classes, root, problems)
     return assemble(root, "yolo", names, pendings, problems)
+
+
+def _labels(rels: Iterable[str]) -> dict[str, str]:
+    """The files that may be label files, by their path with ``labels`` and ``.txt`` in lower case.
+
+    Some tools write ``Labels/`` and ``.TXT``. Where both spellings are there, the usual one counts.
+    """
+    files = sorted(rel for rel in rels if _is_label(rel))
+    usual = ["/".join(part.lower() if part.lower() == "labels" else part for part in rel.split("/")) for rel in files]
+    found = {name[:-4] + ".txt": rel for name, rel in zip(usual, files, strict=True)}
+    return {**found, **{rel: rel for rel in files if rel in found}}
 
 
 def _is_label(rel: str) -> bool:
@@ -173,12 +184,12 @@ def _number(pendings: list[Pending], classes: dict[int, str] | None, root: Path,
 
 def has_yolo_labels(root: Path, rels: Sequence[str]) -> bool:
     """Whether some text file is the label file of some image, judged by the first lines of those that are not empty."""
-    labels = {rel for rel in rels if _is_label(rel)}
+    labels = _labels(rels)
     looked = 0
     for rel in rels:
         if not labels or looked >= 50:
             return False
-        file = next((candidate for candidate in _label_names(rel) if candidate in labels), "") if is_image(rel) else ""
+        file = next((labels[name] for name in _label_names(rel) if name in labels), "") if is_image(rel) else ""
         if file and not _is_empty(root / file):  # as of an image without defects; some sets begin with hundreds
             looked += 1
             if _has_numbers(root / file):
