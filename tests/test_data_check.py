@@ -296,6 +296,23 @@ def test_the_sheet_shows_every_class_and_background(tmp_path: Path) -> None:
     assert draw_samples(dataset, 6).size == (sheet.shape[1], sheet.shape[0])
 
 
+def test_captions_are_written_in_a_font_that_has_their_letters(tmp_path: Path) -> None:
+    from agssp_zoo.plotting import font_for
+
+    def caption(name: str) -> np.ndarray:
+        folders.write_image(tmp_path / f"{name}/images/{name}.png", "one")
+        (tmp_path / name / "labels").mkdir()
+        (tmp_path / name / f"labels/{name}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        return np.asarray(draw_samples(read_dataset(tmp_path / name), 1))[-24:]
+
+    if font_for("äß", 10)[1] != "äß":
+        pytest.skip("no font here has these letters")
+    # The box that stands for a missing letter is the same for every letter.
+    assert (caption("ä") != caption("ß")).any()
+    long = caption("x" * 150)
+    assert (long[:, -10:] == 255).all() and (long[:, :-10] < 255).any(), "cut to the tile"
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not here")
 def test_real_duplicates() -> None:
     """KolektorSDD holds one part twice: the eight surfaces of kos38 are those of kos39."""
