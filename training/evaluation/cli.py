@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         ignore_difficult=args.ignore_difficult,
         tolerance=args.tolerance,
     )
+    if args.images < 0:
+        raise InvalidArgumentError(f"--images is {args.images}; it must be at least 0.")
     wish = wished(args.miss_rate, args.false_alarms)
     if wish is not None and args.single_class:
         raise InvalidArgumentError(
