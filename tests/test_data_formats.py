@@ -297,7 +297,11 @@ class TestVoc:
     def test_difficult(self, tmp_path: Path) -> None:
         folders.voc(tmp_path)
         file = tmp_path / "annotations/d.xml"
-        text = file.read_text().replace("<difficult>0<", "<difficult>True<", 1).replace("<difficult>0<", "<difficult>1<", 1)
+        text = (
+            file.read_text()
+            .replace("<difficult>0<", "<difficult>True<", 1)
+            .replace("<difficult>0<", "<difficult>1<", 1)
+        )
         file.write_text(text)
         (record,) = [record for record in read_dataset(tmp_path) if record.key == "d"]
         assert record.difficult.tolist() == [True, True, False]

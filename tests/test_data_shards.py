@@ -180,7 +180,9 @@ class TestRefusals:
         words = ["pack", str(data), "--out", str(tmp_path / "out"), "--shard-size", "1"]
         assert main([*words, "--tolerance", "0.1"]) == 1
         said = capsys.readouterr().err
-        assert re.search(r"d\.jpg.* 1 images cannot be read and 0 have errors, more than the tolerance of 10.00% of 6", said)
+        assert re.search(
+            r"d\.jpg.* 1 images cannot be read and 0 have errors, more than the tolerance of 10.00% of 6", said
+        )
         assert main([*words, "--tolerance", "0.2"]) == 0, "goes on where it was"
         said = capsys.readouterr().out
         assert "5 images (train 3, val 2)" in said and "1 images cannot be read and are left out: d" in said

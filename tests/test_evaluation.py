@@ -671,7 +671,9 @@ def test_the_command_refuses_other_classes(tmp_path, capsys):
     assert main([*arguments, "--single-class", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["map50"] == 1.0
     assert main([*arguments, "--miss-rate", "5"]) == 2 and "miss_rate" in capsys.readouterr().err
-    assert main([*arguments, "--images", "-1"]) == 2 and "--images is -1; it must be at least 0" in capsys.readouterr().err
+    assert (
+        main([*arguments, "--images", "-1"]) == 2 and "--images is -1; it must be at least 0" in capsys.readouterr().err
+    )
 
 
 def test_the_command_measures_a_torch_model(tmp_path, capsys):

@@ -175,7 +175,16 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
 
 def _val_command(folder: Path, settings: TrainSettings, split: str) -> str:
     """The command that measures a run's best model on the images that it was validated on."""
-    words: list[object] = ["agssp-zoo", "val", "--data", settings.data, "--model", folder / "best", "--out", folder / "val"]
+    words: list[object] = [
+        "agssp-zoo",
+        "val",
+        "--data",
+        settings.data,
+        "--model",
+        folder / "best",
+        "--out",
+        folder / "val",
+    ]
     if split != "val":
         words += ["--split", split]
     if settings.val_fraction:

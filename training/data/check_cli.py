@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     dataset = read_dataset(args.data, format=args.format)
     report = check_dataset(dataset, decode=not args.labels_only)
     enough = bool(len(dataset)) if dataset.unlabelled else bool(sum(v.sum() for v in report.boxes.values()))
-    full = [split for split in ("train", "val") if "val" in dataset.splits and _too_many(dataset, split, args.tolerance)]
+    full = [
+        split for split in ("train", "val") if "val" in dataset.splits and _too_many(dataset, split, args.tolerance)
+    ]
     usable = len(report.errors) <= args.tolerance * len(dataset) and enough and not full
     if out is not None:
         _write(report, out, args.samples, args.seed)
@@ -95,7 +97,11 @@ def to_text(report: CheckReport, limit: int = 20) -> str:
     """The report for people: problems, then what is in the data set."""
     dataset = report.dataset
     lines = _problem_lines(report, limit)
-    lines += ["", f"{readable(dataset.path)}: {dataset.format}, {len(dataset)} images, {len(dataset.class_names)} classes", ""]
+    lines += [
+        "",
+        f"{readable(dataset.path)}: {dataset.format}, {len(dataset)} images, {len(dataset.class_names)} classes",
+        "",
+    ]
     splits = list(dataset.splits)
     wide = max([len(name) for name in dataset.class_names] + [len("(no boxes)")])
     lines.append(f"{'boxes (images)':<{wide}}" + "".join(f"{split:>18}" for split in splits))

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1-100 (default: 95)")
     parser.add_argument("--shard-size", default="256M", help="bytes of a shard, as 64M or 1G (default: 256M)")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="share of errors and unreadable images accepted (0)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="share of errors and unreadable images accepted (0)"
+    )
     parser.add_argument("--val-fraction", type=float, help="where there is no split val: make one of this share, 0-1")
     parser.add_argument("--seed", type=int, default=0, help="of that split (default: 0)")
 

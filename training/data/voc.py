@@ -23,7 +23,6 @@ from .listing import Matcher, list_images
 from .problems import Problems
 from .splits import assign_splits, read_class_list
 
-
 _DECLARED = re.compile(rb"""<\?xml\b[^>]*?\bencoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]*)["']""")
 _OF_EXPAT = ("utf-8", "utf-16", "iso-8859-1", "us-ascii")
 """Encodings that the parser knows by itself; of others it reads through Python those of one byte a letter only."""

@@ -73,7 +73,11 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
     if not used.keys() - {""}:
         raise DataError(f"{root}: no label files found; YOLO has a text file in labels/ for every image in images/.")
     folders = {rel.rpartition("/")[0] for rel in used if rel}
-    for rel in sorted(rel for rel in set(labels.values()) - used.keys() if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
+    for rel in sorted(
+        rel
+        for rel in set(labels.values()) - used.keys()
+        if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)
+    ):
         problems.error("label-without-image", root / rel, "no image belongs to it.", split=folder_split(rel))
     for rel, shared in used.items():
         if rel and len(shared) > 1:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="which part of the data (default: val; 'all' for everything)")
     parser.add_argument(
         "--val-fraction", type=float, default=0.0, metavar="SHARE",
-        help="where the data have no split val: measure on this share of the images, drawn by the seed, as finetune does",
+        help="where the data have no split val: measure on this share of the images, drawn by the seed as by finetune",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of that choice, as finetune's (default: 0)")
     parser.add_argument("--format", default="auto", help="the data's format, where it is not recognised")

@@ -34,7 +34,7 @@ SINGLE_CLASS = "defect"
 """What the one class is called when classes are not told apart."""
 
 BY_BOXES = ("voc", "labelme", "masks")
-"""Formats that know their classes from the boxes: one that no image shows is missing there, which is no contradiction."""
+"""Formats that know their classes from the boxes; there a class may be missing because no image shows it."""
 
 
 class DetectorLike(Protocol):
