@@ -190,6 +190,13 @@ def test_our_own_pictures_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixt
         folders.write_image(root / "runs" / name, name)
     assert read_dataset(root).fingerprint() == before.fingerprint()
     capsys.readouterr()
+    beside = folders.labelme(tmp_path / "labelme")
+    (beside / "labelme").rename(beside / "surfaces")
+    before_runs = read_dataset(beside)
+    for number in range(6):
+        (beside / f"runs/{number}").mkdir(parents=True)
+        (beside / f"runs/{number}/config.json").write_text("{}")
+    assert read_dataset(beside).fingerprint() == before_runs.fingerprint()
     # Such names alone say nothing.
     folders.write_image(root / "maps/map.png", "map")
     folders.write_image(root / "annotated/b.png", "b")

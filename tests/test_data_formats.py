@@ -748,6 +748,10 @@ class TestMasks:
             dataset = read_dataset(self._folder(tmp_path / name, mask))
             assert only(dataset, "mask-values") == ("x.png", None, "error") and words in dataset.errors[0].message
             assert dataset.errors[0].key == "x"
+        (tmp_path / "colour/classes.txt").write_text("crack\n")  # then both are cracks
+        assert not read_dataset(tmp_path / "colour").errors
+        (tmp_path / "gray/classes.txt").write_text("crack\n")
+        assert read_dataset(tmp_path / "gray").errors, "100 of 200 is still lost"
         instances = np.zeros((HEIGHT, WIDTH), np.uint8)
         instances[2:12, 2:12], instances[2:12, 20:40] = 1, 2
         assert codes(read_dataset(self._folder(tmp_path / "i", instances, "masks/crack/x.png")))["mask-values"] == 1

@@ -75,7 +75,8 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
         values = _values(pixels)
         pending.size = (values.shape[1], values.shape[0])
         if _is_picture(values, _class_folder(rel)):
-            _judge(pixels, values, label, file, pending.key, problems)
+            one = bool(_class_folder(rel)) or (listed is not None and len(listed) == 1)
+            _judge(pixels, values, one, label, file, pending.key, problems)
         for name, number, chosen in _classes(values, _class_folder(rel), listed):
             numbers |= {number} - {0}
             components, count = label(chosen, np.ones((3, 3), np.uint8))
@@ -146,12 +147,18 @@ def _threshold(values: NDArray[np.uint16]) -> int:
 
 
 def _judge(
-    pixels: NDArray[np.uint16], values: NDArray[np.uint16], label: Any, file: Path, key: str, problems: Problems
+    pixels: NDArray[np.uint16],
+    values: NDArray[np.uint16],
+    one: bool,
+    label: Any,
+    file: Path,
+    key: str,
+    problems: Problems,
 ) -> None:
     """Notes what is lost where a mask is read as a gray picture of one class although its values tell more.
 
     Even areas of several values or colours are no soft edges of one, unless there are more of them than classes, as on
-    a map of probabilities.
+    a map of probabilities. Where the mask is known to be of ``one`` class, that matters only below the threshold.
     """
     top, threshold = int(values.max()), _threshold(values)
     if not top or (not threshold and pixels.ndim == 2):
@@ -159,18 +166,20 @@ def _judge(
     slack = top // 8  # what compression does to one value
     kinds = _even_areas(pixels, values > slack)
     kinds = [kind for kind in kinds if np.abs(kind - kinds[0]).max() > slack] + kinds[:1]
-    if 1 < len(kinds) <= LARGEST_CLASS_VALUE:
+    merged = len(kinds) > 1 and not (one and min(kind.max() for kind in kinds) > threshold)
+    if merged and len(kinds) <= LARGEST_CLASS_VALUE:
         shown = some(sorted("/".join(map(str, kind.tolist())) for kind in kinds))
         message = (
             f"has even areas of {len(kinds)} values ({shown}), which were read as one class where they are above "
-            f"{threshold}. Masks hold 0 and one other value, or class numbers from 0 to {LARGEST_CLASS_VALUE}."
+            f"{threshold}. Masks hold 0 and one other value, or class numbers from 0 to {LARGEST_CLASS_VALUE}; where "
+            "all are of one class, name it alone in classes.txt and keep the values above half of the largest."
         )
         problems.error("mask-values", file, message, key=key)
         return
     components, count = label(values > top // 4, np.ones((3, 3), np.uint8))
     kept = np.unique(components[values > threshold])
     areas = np.bincount(components.ravel(), minlength=count + 1)
-    lost = int((np.delete(areas, kept)[int(0 not in kept) :] >= SPECK).sum())
+    lost = int((np.delete(areas, [0, *kept.tolist()]) >= SPECK).sum())
     if lost:
         message = f"{lost} of {count} components are nowhere above {threshold}, half of the range, and were left out."
         problems.warning("mask-faint", file, message, key=key)

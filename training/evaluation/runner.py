@@ -332,9 +332,10 @@ def predict_records(
 
 def _too_many(unreadable: Sequence[str], images: int, tolerance: float) -> str:
     listed = "; ".join(error.rstrip(".") for error in unreadable[:5])
+    why = "which leaves none" if len(unreadable) == images else f"more than the tolerance of {tolerance:.2%}"
     return (
-        f"{len(unreadable)} of {images} images cannot be read, more than the tolerance of {tolerance:.2%}: {listed}. "
-        "Repair or remove them, or raise the tolerance."
+        f"{len(unreadable)} of {images} images cannot be read, {why}: {listed}. Repair or remove them, or raise the "
+        "tolerance."
     )
 
 
