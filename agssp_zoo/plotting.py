@@ -63,7 +63,7 @@ def draw(
     size = max(10, min(round(side / 36), picture.height // 4))
     taken: list[Rectangle] = []
     for box, label, wanted in zip(boxes, labels, texts, strict=True):
-        font, text = _font_for(wanted, size)
+        font, text = font_for(wanted, size)
         _write(pen, picture.size, box, text, font, class_color(int(label)), taken)
     return picture
 
@@ -108,7 +108,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _font_for(text: str, size: int) -> tuple[FreeTypeFont | BitmapFont, str]:
+def font_for(text: str, size: int) -> tuple[FreeTypeFont | BitmapFont, str]:
     """A font that can draw the text, Pillow's own wherever it can; where none can, a text with question marks."""
     default = _default_font(size)
     if text.isascii():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from agssp_zoo.cli import main
+from agssp_zoo.errors import DataError
 from agssp_zoo.training.data import read_dataset
 from agssp_zoo.training.data.check import check_dataset
 from agssp_zoo.training.data.directions import Directions, count_directions, turned_classes
@@ -170,6 +171,58 @@ def test_command_text_json_and_pictures(
     assert {file: file.stat().st_mtime_ns for file in troubled.rglob("*")} == before, "the data are left alone"
 
 
+def test_our_own_pictures_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A project's folder holds the images, the reports and the runs; the data stay what they were."""
+    root = folders.voc(tmp_path / "project")
+    (root / "train.txt").unlink()  # the lists would leave the pictures out
+    (root / "val.txt").unlink()
+    ImageEnhance.Brightness(Image.open(root / "images/a.png")).enhance(0.8).save(root / "images/c.png")
+    before = read_dataset(root)
+    assert main(["check-data", str(root), "--out", str(root)]) == 0
+    assert main(["check-data", str(root), "--out", str(root / "runs/check")]) == 0
+    assert (root / "runs/check/duplicates.png").is_file() and (root / "samples.png").is_file()
+    run = root / "runs/train"
+    (run / "val").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"settings": {}, "command": "agssp-zoo finetune --data ."}))
+    (root / "runs/annotated").mkdir()
+    (root / "runs/predictions.json").write_text('[\n{"path": "images/a.png", "page": null}\n]\n')
+    for name in ("train/loss.png", "train/map.png", "annotated/a.jpg"):
+        folders.write_image(root / "runs" / name, name)
+    assert read_dataset(root).fingerprint() == before.fingerprint()
+    capsys.readouterr()
+    beside = folders.labelme(tmp_path / "labelme")
+    (beside / "labelme").rename(beside / "surfaces")
+    before_runs = read_dataset(beside)
+    for number in range(6):
+        (beside / f"runs/{number}").mkdir(parents=True)
+        (beside / f"runs/{number}/config.json").write_text("{}")
+    assert read_dataset(beside).fingerprint() == before_runs.fingerprint()
+    # Such names alone say nothing.
+    folders.write_image(root / "maps/map.png", "map")
+    folders.write_image(root / "annotated/b.png", "b")
+    (root / "maps/config.json").write_text('{"settings": {}}')
+    assert {record.key for record in read_dataset(root)} - {record.key for record in before} == {
+        "maps/map", "annotated/b",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(12, 16), (14, 64), (16, 0)])
+def test_bits_that_are_not_used_are_reported(tmp_path: Path, bits: int, levels: int) -> None:
+    root = folders.voc(tmp_path)
+    for file in (root / "images").iterdir():
+        values = np.asarray(Image.open(file)).astype(np.uint16)
+        values = (values.astype(np.uint32) * ((1 << bits) - 1) // max(int(values.max()), 1)).astype(np.uint16)
+        Image.fromarray(values).save(file)
+    found = [p.message for p in check_dataset(read_dataset(root)).problems if p.code == "few-gray-levels"]
+    assert len(found) == (levels > 0)
+    for message in found:
+        assert f"6 of 6 images have 16 bits, of which they use {bits}: only {levels} of 256 gray levels" in message
+        assert f"Multiply their values by {1 << 16 - bits} first" in message
+    for file in (root / "images").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) >> 12).astype(np.uint8)).save(file)  # dark, but of 8 bits
+    assert not [p for p in check_dataset(read_dataset(root)).problems if p.code == "few-gray-levels"]
+
+
 def test_long_lists_are_cut_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders.voc(tmp_path)
     (tmp_path / "train.txt").write_text("".join(f"ghost{n}\n" for n in range(50)) + "a\n")
@@ -203,6 +256,28 @@ def test_data_without_any_box_are_not_usable(tmp_path: Path, capsys: pytest.Capt
     assert "there is not one box to train on" in capsys.readouterr().out
 
 
+def test_what_check_data_lets_pass_training_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both judge the splits each by itself, and an error of one is not the other's."""
+    from agssp_zoo.training.finetune import read_splits
+    from agssp_zoo.training.settings import TrainSettings
+
+    root = folders.coco(tmp_path / "data")
+    file = root / "annotations/instances_train.json"
+    document = json.loads(file.read_text())
+    stray = {"id": 900, "image_id": 77, "category_id": 1, "bbox": [1, 1, 9, 9]}  # of an image that is not listed
+    file.write_text(json.dumps({**document, "annotations": [*document["annotations"], stray]}))
+    settings = TrainSettings(data=str(root), tolerance=0.25)
+    assert main(["check-data", str(root), "--tolerance", "0.25"]) == 0
+    assert [len(part.errors) for part in read_splits(settings)] == [1, 0]
+    (root / "images/e.png").write_bytes(b"no image")  # one of two to validate on; two errors would be few of all six
+    settings = TrainSettings(data=str(root), tolerance=0.4)
+    capsys.readouterr()
+    assert main(["check-data", str(root), "--tolerance", "0.4"]) == 1
+    assert "more errors in val (1 images) than the tolerance of 40.00%" in capsys.readouterr().out
+    with pytest.raises(DataError, match="1 errors in 1 images"):
+        read_splits(settings)
+
+
 def test_a_split_at_random_would_leak(tmp_path: Path) -> None:
     root = folders.voc(tmp_path)
     (root / "train.txt").unlink()
@@ -228,6 +303,23 @@ def test_the_sheet_shows_every_class_and_background(tmp_path: Path) -> None:
     assert draw_samples(dataset, 6).size == (sheet.shape[1], sheet.shape[0])
 
 
+def test_captions_are_written_in_a_font_that_has_their_letters(tmp_path: Path) -> None:
+    from agssp_zoo.plotting import font_for
+
+    def caption(name: str) -> np.ndarray:
+        folders.write_image(tmp_path / f"{name}/images/{name}.png", "one")
+        (tmp_path / name / "labels").mkdir()
+        (tmp_path / name / f"labels/{name}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        return np.asarray(draw_samples(read_dataset(tmp_path / name), 1))[-24:]
+
+    if font_for("äß", 10)[1] != "äß":
+        pytest.skip("no font here has these letters")
+    # The box that stands for a missing letter is the same for every letter.
+    assert (caption("ä") != caption("ß")).any()
+    long = caption("x" * 150)
+    assert (long[:, -10:] == 255).all() and (long[:, :-10] < 255).any(), "cut to the tile"
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not here")
 def test_real_duplicates() -> None:
     """KolektorSDD holds one part twice: the eight surfaces of kos38 are those of kos39."""
@@ -247,7 +339,8 @@ def test_every_code_is_explained() -> None:
     folder = Path(problems.__file__).parent
     text = "".join(file.read_text() for file in folder.glob("*.py") if file.name != "problems.py")
     word = r"[a-z]+(?:-[a-z]+)+"
-    used = set(re.findall(rf'(?:\.warning|\.error|note)\(\s*(?:"(?:error|warning)", )?"({word})"', text))
+    used = set(re.findall(rf'\.refuse\([^"]*"({word})"', text))
+    used |= set(re.findall(rf'(?:\.warning|\.error|note)\(\s*(?:"(?:error|warning)", )?"({word})"', text))
     used |= set(re.findall(rf'code(?:, what)? = \(?"({word})"', text)) | set(re.findall(rf'else \(?"({word})"', text))
     listed = set(re.findall(rf"(?:^    |, |  )({word})(?=  |,|$)", problems.__doc__ or "", flags=re.MULTILINE))
     assert used == listed

@@ -41,6 +41,22 @@ class TestSplits:
         assert [problem.key for problem in dataset.split("train").problems] == ["a", "", "gone"]
         assert [problem.key for problem in dataset.split("val").problems] == ["e", "", "gone"]
 
+    def test_problems_without_an_image_are_judged_by_all_images(self) -> None:
+        dataset = made([[0]] * 20)
+        records = tuple(replace(r, split="val" if place < 2 else "train") for place, r in enumerate(dataset))
+        lost = Problem("error", "corrupt-image", "x.png", None, "left out.", "x", "train")
+        stray = Problem("error", "label-without-image", "y.xml", None, "no image belongs to it.")
+        dataset = replace(dataset, records=records, problems=(lost, stray))
+        train, val = dataset.split("train"), dataset.split("val")
+        assert train.problems == (lost, stray) and val.problems == (stray,)
+        with pytest.raises(DataError, match="1 errors in 2 images"):
+            val.require_clean(0.1)
+        assert val.require_clean(0.1, whole=len(dataset)) is val
+        of_val = replace(stray, split="val")
+        with pytest.raises(DataError, match="1 errors in 2 images"):
+            replace(val, problems=(of_val,)).require_clean(0.1, whole=len(dataset))
+        assert [p.split for p in dataset.random_split(0.5).problems] == ["", ""]
+
     def test_random_split_keeps_the_share_of_every_class(self) -> None:
         rng = np.random.default_rng(3)
         labels = [rng.choice(3, rng.integers(0, 4), p=[0.8, 0.15, 0.05]).tolist() for _ in range(500)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,12 @@ import data_folders as folders
 import numpy as np
 import pytest
 from data_folders import CLASSES, EXAMPLES, HEIGHT, WIDTH, write_image
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from agssp_zoo.cli import main
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 from agssp_zoo.training.data import Dataset, read_dataset, recognise, to_coco
+from agssp_zoo.training.data.listing import make_files
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not here")
@@ -137,6 +140,20 @@ class TestImages:
         with pytest.raises(DataError, match="is now 20x20 pixels, but 64x32"):
             record.load_image()
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
+    def test_every_exif_orientation_is_reported(self, tmp_path: Path, suffix: str, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        write_image(tmp_path / "images/y.png", "y")
+        Image.fromarray(folders.pixels("x")).save(tmp_path / f"images/x.{suffix}", exif=exif)
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels/x.txt").write_text("0 0.5 0.25 1 0.5\n")
+        dataset = read_dataset(tmp_path)
+        assert codes(dataset)["exif-orientation"] == (orientation > 1)
+        shape = (dataset[0].height, dataset[0].width)
+        assert dataset[0].load_image().shape[:2] == shape == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+
     def test_exif_orientation(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -158,6 +175,39 @@ class TestImages:
         dataset = read_dataset(tmp_path)
         keys = {record.key: len(record.boxes) for record in dataset}
         assert keys == {"images/x.png": 0, "images/x.bmp": 0, "train/y": 1, "val/y": 0}
+
+    def test_names_that_are_not_utf_8(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """As zips packed on old machines hold them: bytes that stand for letters in Latin-1, or in nothing known."""
+        root = folders.voc(tmp_path / "data")
+        latin, same, other = (os.fsdecode(name) for name in (b"Ri\xdf", "Riß".encode(), b"Ri\x9a"))
+        try:
+            for old, new in (("a", latin), ("c", same), ("d", other)):
+                (root / f"images/{old}.png").rename(root / f"images/{new}.png")
+                (root / f"annotations/{old}.xml").rename(root / f"annotations/{new}.xml")
+        except OSError:
+            pytest.skip("this file system has no such names")
+        (root / "train.txt").write_text("Ri%9A\nb.v2\n")
+        with pytest.raises(DataError, match="more than the tolerance"):  # which of the two is Riß cannot be told
+            (root / "val.txt").write_text("Riß\ne\nf\n")
+            read_dataset(root).require_clean()
+        (root / f"images/{same}.png").unlink()
+        (root / f"annotations/{same}.xml").unlink()
+        dataset = read_dataset(root).require_clean()
+        assert {record.key: record.split for record in dataset} == {
+            "Ri%9A": "train", "b.v2": "train", "Riß": "val", "e": "val", "f": "val",
+        }  # fmt: skip
+        assert dataset.split("val")[0].key == "Riß" and len(dataset.split("val")[0].boxes) == 2
+        assert main(["check-data", str(root), "--out", str(tmp_path / "report")]) == 0
+        assert main(["pack", str(root), "--out", str(tmp_path / "shards")]) == 0
+        assert read_dataset(tmp_path / "shards").fingerprint() == dataset.fingerprint()
+        (root / f"images/{latin}.png").write_bytes(b"gone")
+        assert main(["check-data", str(root), "--out", str(tmp_path / "report")]) == 1
+        assert "images/Riß.png: error [corrupt-image]" in capsys.readouterr().out
+
+    def test_both_spellings_of_a_name_have_keys_of_their_own(self, tmp_path: Path) -> None:
+        names = [b"Ri\xdf.png", "Riß.png".encode(), b"x.png"]
+        files = make_files(tmp_path, [os.fsdecode(name) for name in names], frozenset())
+        assert [file.key for file in files] == ["Ri%DF.png", "Riß.png", "x"]
 
     def test_a_label_of_one_split_is_not_taken_for_an_image_of_another(self, tmp_path: Path) -> None:
         source = folders.voc(tmp_path / "source")
@@ -220,6 +270,41 @@ class TestVoc:
         bad = sorted((Path(p.file).name, p.line) for p in dataset.problems if p.code == "bad-label-file")
         assert bad == [("a.xml", 3), ("c.xml", None)]
         assert {"a", "c"}.isdisjoint(record.key for record in dataset), "an unreadable label is not 'no defects'"
+
+    def test_encodings(self, tmp_path: Path) -> None:
+        folders.voc(tmp_path)
+        name = "裂纹"
+        for file, encoding in (("a", "gb2312"), ("b.v2", "utf8"), ("d", "Shift_JIS"), ("e", "windows-1251")):
+            xml = tmp_path / f"annotations/{file}.xml"
+            text = xml.read_text().replace("<name>scale<", f"<name>{name}<" if encoding == "utf8" else "<name>scale<")
+            text = text.replace("<name>crack<", f"<name>{name}<" if encoding == "gb2312" else "<name>crack<")
+            xml.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>\n{text}'.encode(encoding))
+        dataset = read_dataset(tmp_path).require_clean()
+        assert dataset.class_names == ("crack", "pit", "scale", name)
+        assert [dataset.class_names[label] for label in dataset[0].labels] == [name, "pit"]
+        assert len(dataset[1].labels) == 1
+
+        for encoding, content, line, words in (
+            ("klingon", b"", None, "'klingon' is not known"), ("hex", b"", None, "'hex' is not known"),
+            ("gb2312", b"\n\xff", 2, "not in the encoding 'gb2312'"),
+        ):  # fmt: skip
+            file = tmp_path / "annotations/c.xml"
+            file.write_bytes(b'<?xml version="1.0" encoding="%s"?>' % encoding.encode() + content + b"<annotation/>")
+            dataset = read_dataset(tmp_path)
+            assert only(dataset, "bad-label-file") == ("c.xml", line, "error") and words in str(dataset.errors[0])
+            assert "c" not in {record.key for record in dataset}
+
+    def test_difficult(self, tmp_path: Path) -> None:
+        folders.voc(tmp_path)
+        file = tmp_path / "annotations/d.xml"
+        text = (
+            file.read_text()
+            .replace("<difficult>0<", "<difficult>True<", 1)
+            .replace("<difficult>0<", "<difficult>1<", 1)
+        )
+        file.write_text(text)
+        (record,) = [record for record in read_dataset(tmp_path) if record.key == "d"]
+        assert record.difficult.tolist() == [True, True, False]
 
     def test_class_list(self, tmp_path: Path) -> None:
         folders.voc(tmp_path)
@@ -297,6 +382,51 @@ class TestYolo:
             assert dataset.splits == ({"val": 1} if "val" in image else {"train": 1})
             assert dataset.class_names == ("class_00",) and codes(dataset) == {"no-class-list": 1}
 
+    def test_labels_in_capital_letters(self, tmp_path: Path) -> None:
+        for name in ("images/train/a.PNG", "Images/b.png", "images/train/A.png"):
+            write_image(tmp_path / name, name)
+        for name, row in (
+            ("labels/train/a.TXT", "0 0.5 0.5 0.5 0.5\n"),
+            ("Labels/b.Txt", "1 0.5 0.5 0.5 0.5\n"),
+            ("labels/train/A.txt", "2 0.5 0.5 0.5 0.5\n"),
+            ("Labels/train/A.txt", "3 0.5 0.5 0.5 0.5\n"),
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(row)
+        (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+        assert recognise(tmp_path) == "yolo"
+        assert {record.key: record.labels.tolist() for record in read_dataset(tmp_path)} == {
+            "b": [1], "train/A": [2], "train/a": [0],
+        }  # fmt: skip
+
+    def test_many_images_without_defects_come_first(self, tmp_path: Path) -> None:
+        (tmp_path / "labels").mkdir()
+        for number in range(60):
+            write_image(tmp_path / f"images/{number:02d}.png", "x", 8, 8)
+            (tmp_path / f"labels/{number:02d}.txt").write_text("0 0.5 0.5 0.5 0.5\n" if number == 59 else "")
+        assert recognise(tmp_path) == "yolo" and len(read_dataset(tmp_path)[59].boxes) == 1
+        (tmp_path / "labels/59.txt").write_text("")
+        with pytest.raises(DataError, match="--format"):
+            read_dataset(tmp_path)
+
+    def test_two_images_of_one_label_file(self, tmp_path: Path) -> None:
+        write_image(tmp_path / "images/x.png", "x")
+        write_image(tmp_path / "images/x.bmp", "other")
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels/x.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        dataset = read_dataset(tmp_path)
+        assert only(dataset, "shared-label-file") == ("x.txt", None, "warning")
+        assert "images/x.bmp, images/x.png" in next(iter(dataset.problems)).message
+        assert [len(record.boxes) for record in dataset] == [1, 1]
+
+    def test_a_blank_line_among_numbered_classes(self, tmp_path: Path) -> None:
+        root = self._folder(tmp_path, "1 0.5 0.5 0.25 0.5\n", classes_txt="first\nsecond\n\n  \n")
+        assert read_dataset(root).class_names == ("first", "second")
+        for text, line in (("first\n \nsecond\n", 2), ("\nfirst\nsecond\n", 1)):
+            (root / "classes.txt").write_text(text)
+            with pytest.raises(DataError, match=rf"classes\.txt:{line}: a blank line among the class names"):
+                read_dataset(root)
+
     def test_lines(self, tmp_path: Path) -> None:
         rows = [
             "1 0.5 0.5 0.25 0.5",
@@ -343,6 +473,37 @@ class TestYolo:
         assert dataset[0].labels.tolist() == [1] and len(dataset[1].labels) == 0
         assert codes(dataset) == {"path-not-there": 1, "category-gaps": 1, "no-label-file": 1}
         assert read_dataset(root / "data.yaml").fingerprint() == dataset.fingerprint()
+
+    def test_a_test_split_that_is_not_there_stops_no_training(self, tmp_path: Path) -> None:
+        text = "train: images/train\nval: ../images/val\ntest: ../test/images\nnames: [a]\n"
+        root = self._folder(tmp_path, "0 0.5 0.5 0.25 0.5\n", data_yaml=text)
+        dataset = read_dataset(root).require_clean()
+        assert only(dataset, "split-not-there") == ("data.yaml", None, "warning")
+        with pytest.raises(DataError, match="no split 'test'"):
+            dataset.split("test")
+        (root / "data.yaml").write_text(text.replace("val: ../images/val", "val: ../images/valid"))
+        assert [problem.severity for problem in read_dataset(root).problems] == ["error", "warning"]
+
+    @pytest.mark.parametrize("absolute", [False, True])
+    def test_images_outside_the_folder_of_data_yaml(self, tmp_path: Path, absolute: bool) -> None:
+        store = self._folder(tmp_path / "elsewhere/store", "1 0.5 0.5 0.25 0.5\n")
+        project = tmp_path / "projects/one"
+        project.mkdir(parents=True)
+        write_image(project / "images/more/z.png", "z")
+        start = store if absolute else "../../elsewhere/store"
+        text = f"train: {start}/images/train\nval: {start}/images/val\ntest: images/more\nnames: [a, b]\n"
+        (project / "data.yaml").write_text(text)
+        dataset = read_dataset(project).require_clean()
+        assert {record.key: (record.split, record.labels.tolist()) for record in dataset} == {
+            "elsewhere/store/train/x": ("train", [1]),
+            "elsewhere/store/val/y": ("val", [1]),
+            "projects/one/more/z": ("test", []),
+        }
+        assert all(record.load_image().shape == (HEIGHT, WIDTH, 3) for record in dataset)
+        # What lies inside is meant, as other programs' exports have it, although the path leads out.
+        self._folder(project, "0 0.5 0.5 0.25 0.5\n")
+        (project / "data.yaml").write_text("train: ../images/train\nval: ../images/val\nnames: [a, b]\n")
+        assert [record.key for record in read_dataset(project).require_clean()] == ["train/x", "val/y"]
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -557,6 +718,19 @@ class TestMasks:
         (root / "classes.txt").write_text("crack\npit\n")
         assert "unknown-class" in codes(read_dataset(root))
 
+    def test_a_value_has_one_name_in_all_masks(self, tmp_path: Path) -> None:
+        """Which classes there are is a matter of the whole set: value 1 alone in a file is no other class."""
+        one, two = np.zeros((HEIGHT, WIDTH), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
+        one[2:8, 2:8] = two[2:8, 2:8] = 1
+        root = self._folder(tmp_path, one)
+        assert read_dataset(root).class_names == ("defect",)
+        two[20:30, 30:40] = 2
+        (root / "val.txt").write_text("free\n")
+        Image.fromarray(two).save(root / "masks/free.png")
+        dataset = read_dataset(root)
+        assert dataset.class_names == ("class_01", "class_02")
+        assert {record.split: record.labels.tolist() for record in dataset} == {"train": [0], "val": [0, 1]}
+
     def test_soft_edges_and_colour(self, tmp_path: Path) -> None:
         mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         mask[4:12, 4:12] = (90, 0, 0)
@@ -564,6 +738,45 @@ class TestMasks:
         assert read_dataset(self._folder(tmp_path, mask, "ground_truth/x_mask.png"))[1].boxes.tolist() == [
             [5, 5, 11, 11]
         ]
+
+    def test_values_that_cannot_number_classes_are_not_merged_silently(self, tmp_path: Path) -> None:
+        gray = np.zeros((HEIGHT, WIDTH), np.uint8)
+        gray[2:12, 2:12], gray[2:12, 20:40] = 100, 200
+        colour = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        colour[2:12, 2:12], colour[2:12, 12:40] = (255, 0, 0), (0, 255, 0)
+        for name, mask, words in (("gray", gray, "(100, 200)"), ("colour", colour, "(0/255/0, 255/0/0)")):
+            dataset = read_dataset(self._folder(tmp_path / name, mask))
+            assert only(dataset, "mask-values") == ("x.png", None, "error") and words in dataset.errors[0].message
+            assert dataset.errors[0].key == "x"
+        (tmp_path / "colour/classes.txt").write_text("crack\n")  # then both are cracks
+        assert not read_dataset(tmp_path / "colour").errors
+        (tmp_path / "gray/classes.txt").write_text("crack\n")
+        assert read_dataset(tmp_path / "gray").errors, "100 of 200 is still lost"
+        instances = np.zeros((HEIGHT, WIDTH), np.uint8)
+        instances[2:12, 2:12], instances[2:12, 20:40] = 1, 2
+        assert codes(read_dataset(self._folder(tmp_path / "i", instances, "masks/crack/x.png")))["mask-values"] == 1
+
+    def test_soft_and_compressed_masks_of_one_class_are_fine(self, tmp_path: Path) -> None:
+        sharp = Image.new("L", (400, 200))
+        sharp.paste(255, (30, 20, 130, 90))
+        sharp.paste(255, (300, 100, 330, 160))
+        for number, mask in enumerate((
+            sharp.resize((100, 50), Image.Resampling.LANCZOS), sharp.resize((150, 77), Image.Resampling.BILINEAR),
+            sharp.resize((900, 450), Image.Resampling.BICUBIC), sharp.filter(ImageFilter.GaussianBlur(9)),
+            Image.merge("RGB", [sharp, Image.new("L", sharp.size), Image.new("L", sharp.size)]),
+        )):  # fmt: skip
+            for suffix, options in (("png", {}), ("jpg", {"quality": 30})):
+                root = tmp_path / f"{number}{suffix}"
+                (root / "images").mkdir(parents=True)
+                (root / "masks").mkdir()
+                Image.new("L", mask.size, 7).save(root / "images/x.png")
+                mask.save(root / f"masks/x.{suffix}", **options)
+                dataset = read_dataset(root)
+                assert not dataset.errors and len(dataset[0].boxes) == 2 and "mask-faint" not in codes(dataset)
+        faint = np.zeros((HEIGHT, WIDTH), np.uint8)
+        faint[4:12, 4:12], faint[20, 10:40] = 255, np.linspace(90, 120, 30)  # a hairline that scaling has thinned
+        dataset = read_dataset(self._folder(tmp_path / "faint", faint))
+        assert only(dataset, "mask-faint")[2] == "warning" and len(dataset[1].boxes) == 1
 
     def test_one_bit_wrong_size_corrupt_and_stray(self, tmp_path: Path) -> None:
         mask = np.zeros((HEIGHT, WIDTH), np.bool_)

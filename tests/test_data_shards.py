@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,30 @@ class TestRefusals:
         file = tmp_path / "data/images/d.jpg"
         file.write_bytes(file.read_bytes()[:500])
         with pytest.raises(AgsspZooError, match=r"d\.jpg"):
-            pack(read_dataset(tmp_path / "data"), tmp_path / "other", tolerance=0.5)
+            pack(replace(read_dataset(tmp_path / "data"), problems=()), tmp_path / "other")
         assert not list((tmp_path / "other").glob("*.tar"))
+
+    def test_unreadable_images_within_the_tolerance_are_left_out(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = folders.voc(tmp_path / "data", "jpg")
+        file = tmp_path / "data/images/d.jpg"
+        file.write_bytes(file.read_bytes()[:500])
+        words = ["pack", str(data), "--out", str(tmp_path / "out"), "--shard-size", "1"]
+        assert main([*words, "--tolerance", "0.1"]) == 1
+        said = capsys.readouterr().err
+        assert re.search(
+            r"d\.jpg.* 1 images cannot be read and 0 have errors, more than the tolerance of 10.00% of 6", said
+        )
+        assert main([*words, "--tolerance", "0.2"]) == 0, "goes on where it was"
+        said = capsys.readouterr().out
+        assert "5 images (train 3, val 2)" in said and "1 images cannot be read and are left out: d" in said
+        packed = read_dataset(tmp_path / "out").require_clean()
+        whole = {record.key: record for record in read_dataset(data)}
+        assert [record.key for record in packed] == ["a", "b.v2", "c", "e", "f"]
+        for record in packed:
+            assert record.boxes.tolist() == whole[record.key].boxes.tolist()
+            assert (record.load_image() == whole[record.key].load_image()).all()
 
     def test_a_folder_that_holds_something_else(self, source: Dataset, tmp_path: Path) -> None:
         (tmp_path / "full").mkdir()
@@ -413,8 +436,16 @@ class TestCommand:
         (data / "val.txt").unlink()
         assert main(["pack", str(data), "--out", str(tmp_path / "out"), "--val-fraction", "0.34"]) == 0
         assert read_dataset(tmp_path / "out").splits.keys() == {"train", "val"}
+        (data / "val.txt").write_text("c\n")  # as in training, a val split that is there stays what it is
+        assert main(["pack", str(data), "--out", str(tmp_path / "own"), "--val-fraction", "0.34"]) == 0
+        assert [record.key for record in read_dataset(tmp_path / "own", split="val")] == ["c"]
 
     @pytest.mark.parametrize("extra", [["--shard-size", "many"], ["--size", "-4"], ["--format", "gif"]])
     def test_wrong_usage(self, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["pack", str(folders.voc(tmp_path / "data")), "--out", str(tmp_path / "out"), *extra]) == 2
         assert not (tmp_path / "out").exists()
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("")
+        assert main(["pack", str(folders.voc(tmp_path / "data")), "--out", str(tmp_path / "file/shards")]) == 2
+        assert re.search("--out .*: .*file is a file; give a folder", capsys.readouterr().err)

@@ -484,6 +484,22 @@ def test_validate_says_what_a_stricter_suppression_would_score(dataset):
     assert advice(replace(better, stricter=None)) == [] == advice(replace(better, stricter=Stricter(0.5, math.nan, 0)))
 
 
+def test_classes_that_no_image_shows_may_be_missing_where_boxes_name_them(dataset):
+    data, _, answers = dataset
+    few = [replace(r, boxes=r.boxes[keep], labels=r.labels[keep], crowd=r.crowd[keep], difficult=r.difficult[keep])
+           for r in data.records for keep in [r.labels < 5]]  # fmt: skip
+    data = replace(data, class_names=NAMES[:5], records=tuple(few), format="voc")
+    turned = [Prediction(a.boxes, a.scores, 5 - a.labels) for a in answers]
+    result = validate(FakeDetector(turned, NAMES[::-1]), data)
+    full = validate(FakeDetector(answers, NAMES), replace(data, class_names=NAMES))
+    assert result.metrics.to_dict() == full.metrics.to_dict()
+    assert result.metrics.classes_without_boxes == ("inclusion",)
+    with pytest.raises(DataError, match=r"The data lack inclusion: list these, too, .*classes\.txt"):
+        validate(FakeDetector(answers, NAMES), replace(data, format="coco"))
+    with pytest.raises(DataError, match=r"Data \(5\): crack, pit, scale, scratch, rust\. Fine-tune"):
+        validate(FakeDetector(answers, NAMES), replace(data, class_names=(*NAMES[:4], "rust")))
+
+
 def test_validate_as_one_class(dataset):
     data, _, answers = dataset
     merged = [Prediction(a.boxes, a.scores, np.zeros_like(a.labels)) for a in answers]
@@ -518,6 +534,22 @@ def test_validate_refuses_what_cannot_be_measured(dataset):
     Path(data.records[10].path).write_bytes(b"no image")
     with pytest.raises(Exception, match=r"10\.png"):
         validate(FakeDetector(answers, NAMES), data)
+
+
+def test_unreadable_images_within_the_tolerance_are_left_out_and_named(dataset, tmp_path):
+    data, truth, answers = dataset
+    for number in (10, 20):
+        Path(data.records[number].path).write_bytes(b"no image")
+    detector = FakeDetector(answers, NAMES)
+    with pytest.raises(DataError, match=r"2 of 26 images cannot be read, more than the tolerance of 5.00%: .*10\.png"):
+        validate(detector, data, settings=ValidationSettings(tolerance=0.05))
+    result = validate(detector, data, settings=ValidationSettings(tolerance=0.1, batch=1))
+    kept = [number for number in range(4, 30) if number not in (10, 20)]
+    expected = evaluate([truth[i] for i in kept], [answers[i] for i in kept], NAMES, conf=0.001)
+    assert result.metrics.map50_95 == expected.map50_95 and result.metrics.images == 24
+    assert result.to_dict()["data"]["unreadable"] == ["10", "20"]
+    _, page = result.save(tmp_path / "out")
+    assert "2 images cannot be read and are left out: 10, 20." in page.read_text()
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -611,6 +643,18 @@ def test_the_command_measures_an_onnx_model(tmp_path, capsys):
     assert again["map50"] == 0.5 and again["model"]["sha256"] == values["model"]["sha256"]
 
 
+@pytest.mark.parametrize("out", ["file", "file/deeper/still", "link"])
+def test_the_command_asks_first_whether_it_can_write(tmp_path, capsys, out):
+    from agssp_zoo.cli import main
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    # Before the data and the model are looked for.
+    assert main(["val", "--data", "no/data", "--model", "no/model", "--out", str(tmp_path / out)]) == 2
+    message = capsys.readouterr().err
+    assert "--out" in message and ("is a link to nothing" if out == "link" else "file is a file") in message
+
+
 def test_the_command_refuses_other_classes(tmp_path, capsys):
     from agssp_zoo.cli import main
     from agssp_zoo.folder import write_folder
@@ -627,6 +671,9 @@ def test_the_command_refuses_other_classes(tmp_path, capsys):
     assert main([*arguments, "--single-class", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["map50"] == 1.0
     assert main([*arguments, "--miss-rate", "5"]) == 2 and "miss_rate" in capsys.readouterr().err
+    assert (
+        main([*arguments, "--images", "-1"]) == 2 and "--images is -1; it must be at least 0" in capsys.readouterr().err
+    )
 
 
 def test_the_command_measures_a_torch_model(tmp_path, capsys):

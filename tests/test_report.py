@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_evaluation import NAMES, make, random_case
 
-from agssp_zoo.errors import ImageError, InvalidArgumentError
+from agssp_zoo.errors import DataError, ImageError, InvalidArgumentError
 from agssp_zoo.plotting import class_color
 from agssp_zoo.training.evaluation import Prediction, evaluate, write_report
 from agssp_zoo.training.evaluation.about import About, machine, versions
@@ -206,6 +206,9 @@ def test_save_writes_figures_and_report(tmp_path):
     assert values["map50"] == metrics.map50 and values["model"]["name"] == "m" and values["images"] == 60
     assert sorted(p.name for p in figures.parent.iterdir()) == ["metrics.json", "report.html"]
     assert "key" in page.read_text()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file/out: cannot be written"):
+        validation.save(tmp_path / "file" / "out")
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------

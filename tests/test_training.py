@@ -24,6 +24,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 import agssp_zoo  # noqa: E402
 from agssp_zoo import models  # noqa: E402
+from agssp_zoo.cli import main as zoo  # noqa: E402
 from agssp_zoo.config import ModelConfig  # noqa: E402
 from agssp_zoo.errors import TrainingError  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
@@ -199,6 +200,11 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, threads: None) 
     outcome = finetune(data=str(data), out=str(tmp_path / "run"), **{**SMALL, "epochs": 9, "patience": 2, "lr": 1e-9})
     assert outcome.finished and outcome.epochs == 3 and outcome.best_epoch == 1
     assert outcome.reason == "no better map50_95 for a while"
+    # Whether the run was killed right after that state or had finished: the state says that patience has run out.
+    before = [file.read_bytes() for file in sorted((tmp_path / "run").rglob("*.safetensors"))]
+    assert finetune(out=str(tmp_path / "run"), resume=True) == outcome
+    assert [file.read_bytes() for file in sorted((tmp_path / "run").rglob("*.safetensors"))] == before
+    assert len(rows(tmp_path / "run")) == 3
     # Without a score there is nothing to be impatient about.
     late = {**SMALL, "epochs": 3, "patience": 1, "val_every": 3, "lr": 1e-9}
     assert finetune(data=str(data), out=str(tmp_path / "late"), **late).epochs == 3
@@ -282,7 +288,7 @@ def test_a_backbone_starts_a_detector(tmp_path: Path) -> None:
         build_start(TrainSettings(data="x", model=str(folder)), NAMES)
 
 
-def test_a_part_of_the_images_can_be_kept_for_validation(tmp_path: Path, threads: None) -> None:
+def test_a_part_of_the_images_can_be_kept_for_validation(tmp_path: Path, threads: None, capsys) -> None:
     data = write_data(tmp_path / "data", train=10, val=0)
     write_yaml(data, NAMES)
     (data / "data.yaml").write_text((data / "data.yaml").read_text().replace("val: images/val\n", ""))
@@ -294,6 +300,15 @@ def test_a_part_of_the_images_can_be_kept_for_validation(tmp_path: Path, threads
     assert (record["data"]["train_images"], record["data"]["val_images"]) == (8, 2)
     assert record["data"]["val_boxes"] == {"dark": 1, "bright": 1}
     assert (run / "val" / "report.html").is_file()
+    # `val` draws the same images, and without being told to it says how.
+    words = ["val", "--data", str(data), "--model", str(run / "best"), "--out", str(tmp_path / "val")]
+    assert zoo(words) == 1 and "--val-fraction 0.2 does the same" in capsys.readouterr().err
+    assert zoo([*words, "--val-fraction", "0.2"]) == 0
+    figures = [json.loads((folder / "metrics.json").read_text()) for folder in (run / "val", tmp_path / "val")]
+    assert figures[0]["data"]["fingerprint"] == figures[1]["data"]["fingerprint"]
+    capsys.readouterr()
+    assert zoo([*words, "--val-fraction", "0.2", "--seed", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["fingerprint"] != figures[0]["data"]["fingerprint"]
 
 
 def test_averaged_weights_and_rates_follow_their_formulas() -> None:

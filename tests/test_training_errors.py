@@ -29,11 +29,13 @@ from agssp_zoo.errors import (  # noqa: E402
 )
 from agssp_zoo.folder import ModelFolder, write_folder  # noqa: E402
 from agssp_zoo.training.checkpoint import Checkpoint  # noqa: E402
+from agssp_zoo.training.data import read_dataset  # noqa: E402
 from agssp_zoo.training.devices import settle_precision, settle_workers  # noqa: E402
 from agssp_zoo.training.ema import AveragedModel  # noqa: E402
 from agssp_zoo.training.failures import explain  # noqa: E402
 from agssp_zoo.training.finetune import finetune, main  # noqa: E402
 from agssp_zoo.training.loader import epoch_order  # noqa: E402
+from agssp_zoo.training.outputs import finish  # noqa: E402
 from agssp_zoo.training.position import Position  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings, merge_for_resume  # noqa: E402
 
@@ -88,6 +90,7 @@ def unchanged(data: Path) -> None:
         (unchanged, {"data": ""}, TrainingError, "give the folder of labelled images with --data"),
         (unchanged, {"data": "no/such/data"}, DataError, "no/such/data"),
         (unchanged, {"momentum": 1.5}, TrainingError, "--momentum is 1.5; it must lie in 0-1"),
+        (unchanged, {"momentum": 1.0}, TrainingError, "--momentum is 1.0; it must be below 1"),
         (unchanged, {"out": "/dev/null/run"}, TrainingError, "cannot be written"),
     ],
 )
@@ -232,7 +235,7 @@ def truncate(file: Path) -> None:
 
 
 @pytest.mark.parametrize("cache_mb", [64, 0])
-def test_a_corrupt_image_stops_the_run_or_is_left_out(cache_mb: int, data: Path, tmp_path: Path) -> None:
+def test_a_corrupt_image_stops_the_run_or_is_left_out(cache_mb: int, data: Path, tmp_path: Path, capsys) -> None:
     """With memory for all images it is found before the first step, else when it is drawn, in the second one."""
     settings = {**SMALL, "data": str(data), "cache_mb": cache_mb, "mosaic": 0.0, "epochs": 1, "save_every": 1}
     sixth = int(epoch_order(0, 0, 8)[5])
@@ -242,8 +245,12 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(cache_mb: int, data: Path,
     with pytest.raises(TrainingError, match=rf"1 images cannot be read.*tolerated 0.*{sixth}\.png.*{kept}"):
         finetune(out=str(run), **settings)
     assert not (run / "last").exists()
+    capsys.readouterr()
     outcome = finetune(out=str(tmp_path / "tolerant"), **settings, tolerance=0.1)
     assert outcome.finished
+    told = [line for line in capsys.readouterr().out.splitlines() if "cannot be read" in line]
+    assert len(told) == 2 and all(line.startswith("note: 1 image cannot be read and is left out: ") for line in told)
+    assert all(f"{sixth}.png" in line for line in told), "after its epoch, and at the end"
     (problem,) = state(tmp_path / "tolerant")["bad_images"]
     assert f"{sixth}.png" in problem
 
@@ -254,8 +261,24 @@ def test_a_corrupt_image_for_validation(cache_mb: int, data: Path, tmp_path: Pat
     settings = {**SMALL, "data": str(data), "cache_mb": cache_mb, "epochs": 1}
     with pytest.raises(TrainingError, match=r"1 images cannot be read.*val/1\.png"):
         finetune(out=str(tmp_path / "run"), **settings)
-    assert finetune(out=str(tmp_path / "tolerant"), **settings, tolerance=0.1).finished
-    assert rows(tmp_path / "tolerant")[0]["map50"]
+    run = tmp_path / "tolerant"
+    assert finetune(out=str(run), **{**settings, "report": not cache_mb}, tolerance=0.1).finished
+    assert rows(run)[0]["map50"]
+    if not cache_mb:
+        measured = json.loads((run / "val" / "metrics.json").read_text())
+        assert measured["images"] == 1 and measured["data"]["unreadable"] == ["val/1"]
+
+
+def test_a_report_that_fails_names_the_command_with_all_its_options(data: Path, tmp_path: Path) -> None:
+    best = tmp_path / "my run" / "best"
+    best.mkdir(parents=True)
+    (best / "model.safetensors").write_bytes(b"no weights")
+    given = {"data": str(data), "val_fraction": 0.3, "seed": 4, "format": "yolo", "tile": 64, "tolerance": 0.1}
+    (said,) = finish(best.parent, read_dataset(data).split("val"), TrainSettings(**given), device="cpu", command="")
+    assert said.startswith("no report: ") and said.endswith(
+        f" Again with: agssp-zoo val --data {data} --model '{best}' --out '{best.parent / 'val'}' --val-fraction 0.3 "
+        "--seed 4 --format yolo --tile 64 --overlap 0.2 --tolerance 0.1"
+    )
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,10 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
         if not size_given:
             sys.stdout.write(f"input: {settings.size} pixels; --size takes another longer side\n")
         sys.stdout.write(_thin_boxes(train, settings) + _turned_classes(train, val, settings))
-    outcome = Trainer(settings, train, val, start, accelerator, provenance(record, settings)).run()
+    trainer = Trainer(settings, train, val, start, accelerator, provenance(record, settings))
+    outcome = trainer.run()
+    if outcome.finished:
+        trainer.outputs.tell_unreadable(trainer.bad_images)
     if accelerator.is_main_process and outcome.finished:
         from .outputs import finish
 
@@ -148,11 +151,11 @@ def read_splits(settings: TrainSettings) -> tuple[Dataset, Dataset]:
                 data.split(settings.val_split)
             except DataError as error:
                 raise DataError(f"{error} In training, --val-fraction 0.2 does the same.") from None
-        data = data.random_split(settings.val_fraction, settings.seed)
+        data = data.random_split(settings.val_fraction, settings.seed)  # as `val` does; see Dataset.with_val
         settings = dataclasses.replace(settings, val_split="val")
     train, val = data.split(settings.train_split), data.split(settings.val_split)
     for split in (train, val):
-        split.require_clean(settings.tolerance)
+        split.require_clean(settings.tolerance, whole=len(data))
     if settings.tiling is not None:
         from .tiled import tile_dataset
 

@@ -138,6 +138,10 @@ class EpochLoop(ABC, Generic[BatchT]):
     def end_epoch(self) -> str:
         """Closes an epoch: outputs and state; returns why the run ends early, if it does so as it should."""
 
+    def over(self) -> str:
+        """Why a run that stands where this one does has ended early; empty where it goes on."""
+        return ""
+
     def run(self) -> Outcome:
         """Trains until the last epoch, or until patience, the time limit or a signal ends it; goes on from the state.
 
@@ -158,8 +162,8 @@ class EpochLoop(ABC, Generic[BatchT]):
         self.note_problems(self.first_problems)
         at, outputs = self.position, self.outputs
         outputs.open(at.history, at.step)
-        self.restore_models()
-        reason = ended = ""
+        reason = ended = self.over()
+        self.restore_models(over=bool(ended) or at.epoch >= self.settings.epochs)
         with self.stop.listening():
             try:
                 while at.epoch < self.settings.epochs and not reason:
@@ -173,8 +177,11 @@ class EpochLoop(ABC, Generic[BatchT]):
         said = reason or "all epochs done"
         return Outcome(outputs.folder, finished, said, at.best, at.best_epoch, at.epoch)
 
-    def restore_models(self) -> None:
+    def restore_models(self, *, over: bool) -> None:
         """Writes the models anew that the run's folder has lost, as far as the state has them.
+
+        Args:
+            over: whether no epoch is left.
 
         Raises:
             TrainingError: the best model is lost, and no epoch is left that could give another.
@@ -189,7 +196,7 @@ class EpochLoop(ABC, Generic[BatchT]):
         if "best" not in lost or not at.best_epoch:
             return
         what = f"{folder / 'best'} is lost: it was the model of epoch {at.best_epoch}, and the state holds a later one"
-        if at.epoch >= self.settings.epochs:
+        if over:
             raise TrainingError(
                 f"{what}. Take {folder / 'last'} in its place, or train again: remove {folder}, or give another --out."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from agssp_zoo.folder import ModelFolder, update_checksums, write_folder
 
 from . import logs
 from .data.dataset import Dataset
+from .data.text import readable
 from .settings import TrainSettings
 
 
@@ -116,6 +118,12 @@ class Outputs:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
+    def tell_unreadable(self, problems: Sequence[str]) -> None:
+        """Says which images could not be read, one line for all of them; nothing where there are none."""
+        if self.main and problems:
+            sys.stdout.write(unreadable_line(problems) + "\n")
+            sys.stdout.flush()
+
     def write_history(self, history: Sequence[logs.Row]) -> None:
         """Brings metrics.csv and, now and then, the plots up to date."""
         if self.main:
@@ -132,6 +140,14 @@ class Outputs:
             {"model.safetensors": lambda path: models.save_weights(module, path, config)},
             overwrite=True,
         )
+
+
+def unreadable_line(problems: Sequence[str], limit: int = 3) -> str:
+    """How many images could not be read, and the first few of them with the reason."""
+    listed = "; ".join(readable(problem).rstrip(".") for problem in problems[:limit])
+    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
+    what = "1 image cannot be read and is" if len(problems) == 1 else f"{len(problems)} images cannot be read and are"
+    return f"note: {what} left out: {listed}{more}"
 
 
 def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str, command: str) -> list[str]:
@@ -161,22 +177,44 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
                 device=device,
                 tile=settings.tile or None,
                 overlap=settings.overlap,
-                tolerance=settings.tolerance,
+                tolerance=1.0 if settings.tolerance else 0.0,  # the run has judged what cannot be read
             )
-            split = next(iter(data.splits))
-            found = validate(best, data, split=split, settings=chosen, command=command)
+            found = validate(best, data, split=next(iter(data.splits)), settings=chosen, command=command)
             figures, report = found.save(folder / "val")
             said.append(f"report: {report} (map50 {found.metrics.map50:.4f}, figures in {figures.name})")
         except (AgsspZooError, OSError) as error:
-            again = f"agssp-zoo val --data {settings.data} --model {best} --out {folder / 'val'}"
-            again += f" --tile {settings.tile} --overlap {settings.overlap}" if settings.tile else ""
-            said.append(f"no report: {error} Again with: {again}")
+            said.append(f"no report: {error} Again with: {_val_command(folder, settings, next(iter(data.splits)))}")
     if settings.export and (best / "model.safetensors").is_file():
         try:
             said.append(f"ONNX: {_export(best)}")
         except (AgsspZooError, OSError) as error:
             said.append(f"no ONNX file: {error} Again with: agssp-zoo export {best}")
     return said
+
+
+def _val_command(folder: Path, settings: TrainSettings, split: str) -> str:
+    """The command that measures a run's best model on the images that it was validated on."""
+    words: list[object] = [
+        "agssp-zoo",
+        "val",
+        "--data",
+        settings.data,
+        "--model",
+        folder / "best",
+        "--out",
+        folder / "val",
+    ]
+    if split != "val":
+        words += ["--split", split]
+    if settings.val_fraction:
+        words += ["--val-fraction", settings.val_fraction, "--seed", settings.seed]
+    if settings.format != "auto":
+        words += ["--format", settings.format]
+    if settings.tile:
+        words += ["--tile", settings.tile, "--overlap", settings.overlap]
+    if settings.tolerance:
+        words += ["--tolerance", settings.tolerance]
+    return shlex.join(map(str, words))
 
 
 def _export(best: Path) -> Path:

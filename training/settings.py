@@ -151,6 +151,7 @@ class TrainSettings:
             *("box_weight", "cls_weight", "dfl_weight", "tile_empty"),
         ):
             _check((getattr(self, name) or 0) >= 0, name, self, "it must not be negative")
+        _check(self.momentum != 1, "momentum", self, "it must be below 1")
         _check(self.lr is None or self.lr > 0, "lr", self, "it must be above 0")
         _check(self.tile == 0 or self.tile >= 32, "tile", self, "it must be 0, or at least 32 pixels")
         if self.turn_classes and not self.quarter_turn:

@@ -64,6 +64,7 @@ class Trainer(EpochLoop[Batch]):
         self.family = family_of(self.module)
         self.position = Position(parts=self.family.parts)
         self.bad_images: list[str] = []
+        self.told = 0
         processes, rank = accelerator.num_processes, accelerator.process_index
 
         if settings.freeze:
@@ -137,9 +138,8 @@ class Trainer(EpochLoop[Batch]):
         """Validates, saves models, metrics and state; returns :data:`PATIENCE` when that has run out."""
         settings, at = self.settings, self.position
         row = at.history[-1]
-        measured = at.epoch % settings.val_every == 0 or at.epoch == settings.epochs
         better = False
-        if measured:
+        if self._measured(at.epoch):
             started = time.monotonic()
             row.update(self.validate())
             row["val_seconds"] = time.monotonic() - started
@@ -152,8 +152,20 @@ class Trainer(EpochLoop[Batch]):
         self.outputs.end_epoch(row, self.average.module, better=better)
         self.checkpoint.save(at, self.bad_images)
         self.outputs.write_history(at.history)
-        out_of_patience = settings.patience and at.epoch - at.best_epoch >= settings.patience
-        return PATIENCE if measured and out_of_patience else ""
+        self.outputs.tell_unreadable(self.bad_images[self.told :])
+        self.told = len(self.bad_images)
+        return self.over()
+
+    def over(self) -> str:
+        """:data:`PATIENCE` where the epoch that has just been closed, perhaps before a resumption, has used it up."""
+        patience, at = self.settings.patience, self.position
+        if not patience or at.epoch_step or not self._measured(at.epoch):
+            return ""
+        return PATIENCE if at.epoch - at.best_epoch >= patience else ""
+
+    def _measured(self, epoch: int) -> bool:
+        """Whether the run validates after an epoch, counted from 1."""
+        return epoch > 0 and (epoch % self.settings.val_every == 0 or epoch == self.settings.epochs)
 
     def validate(self) -> dict[str, float]:
         """map50, map75 and map50_95 of the averaged network on the validation images, in float32 as it will run."""

@@ -113,10 +113,14 @@ class Named:
         self.found[image.key] = pending
         return pending
 
-    def refuse(self, image: File | None) -> None:
-        """Leaves an image out, since its label file cannot be read."""
+    def refuse(
+        self, image: File | None, code: str, file: Path, message: str, problems: Problems, *, line: int | None = None
+    ) -> None:
+        """Notes that a label file cannot be read, and leaves its image out."""
+        key = "" if image is None else image.key
+        problems.error(code, file, message, line=line, key=key, split=self.splits.get(key, ""))
         if image is not None:
-            self.refused.add(image.key)
+            self.refused.add(key)
 
     def finish(self, root: Path, format: str, listed: tuple[str, ...] | None, what: str, problems: Problems) -> Dataset:
         """The data set; classes are the listed ones, else the sorted names. ``what`` is what a label file is called."""
@@ -152,23 +156,24 @@ def note_unlabelled(root: Path, names: list[str], total: int, what: str, problem
 def _record(item: Pending, size: ImageSize, problems: Problems) -> Record | None:
     """One record, or ``None`` when the image cannot be used (and a problem says so)."""
     if size.error:
-        problems.error("corrupt-image", item.path, f"left out: {size.error}.", key=item.key)
+        problems.error("corrupt-image", item.path, f"left out: {size.error}.", key=item.key, split=item.split)
         return None
     if item.size is not None and item.size != (size.width, size.height):
-        turned = " (the image is stored turned, by its EXIF orientation)" if size.turned else ""
+        turned = " (the image is stored turned or mirrored, by its EXIF orientation)" if size.turned else ""
         problems.error(
             "size-mismatch",
             item.file,
             f"left out: the labels are for {item.size[0]}x{item.size[1]} pixels, the image {item.path} has "
             f"{size.width}x{size.height}{turned}.",
             key=item.key,
+            split=item.split,
         )
         return None
     if size.turned:
         problems.warning(
             "exif-orientation",
             item.path,
-            "is stored turned, by its EXIF orientation; boxes are taken to be for the upright image.",
+            "is stored turned or mirrored, by its EXIF orientation; boxes are taken to be for the upright image.",
             key=item.key,
         )
     boxes, labels, crowd, difficult = clean_boxes(item, size.width, size.height, problems)

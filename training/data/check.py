@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from .problems import Problem, Problems
 from .progress import progress
 from .records import Record
 from .similar import Look, Pair, look_at, near_duplicates, same_images
+from .text import readable
 
 SIZE_EDGES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 """Edges of the histogram of box sizes (square root of the area), in pixels; the last bin is open."""
@@ -30,6 +32,9 @@ RARE = 10
 
 MOST_WITHIN = 30_000
 """Larger data sets without splits are not searched for near duplicates, which would take minutes."""
+
+DARK = 64
+"""16-bit images whose gray levels of 8 bits, the high bytes, all lie below this use 14 bits at most."""
 
 SAME_BOX = 0.9
 """Two boxes of an image whose IoU is above this are reported."""
@@ -78,7 +83,7 @@ class CheckReport:
         names = self.dataset.class_names
         sides = [(r.width, r.height) for r in self.dataset.records]
         return {
-            "path": self.dataset.path,
+            "path": readable(self.dataset.path),
             "format": self.dataset.format,
             "fingerprint": self.dataset.fingerprint(),
             "classes": list(names),
@@ -125,7 +130,7 @@ def check_dataset(dataset: Dataset, *, decode: bool = True) -> CheckReport:
         decode: decode every image, which finds corrupt ones and duplicates; else only labels are looked at.
     """
     problems = Problems()
-    looks = _look_at_all(dataset.records, problems) if decode else {}
+    looks = _look_at_all(dataset, problems) if decode else {}
     duplicates = _compare(dataset, looks, problems)
     for record in dataset.records:
         _overlaps(record, dataset.class_names, problems)
@@ -138,12 +143,18 @@ def check_dataset(dataset: Dataset, *, decode: bool = True) -> CheckReport:
     return CheckReport(dataset, (*dataset.problems, *problems), boxes, images, sizes, duplicates, decode)
 
 
-def _look_at_all(records: tuple[Record, ...], problems: Problems) -> dict[int, Look]:
+def _look_at_all(dataset: Dataset, problems: Problems) -> dict[int, Look]:
     """Decodes every image; those that can be, by place."""
+    records = dataset.records
+
+    dark: list[int] = []
 
     def look(record: Record) -> Look | str:
         try:
-            return look_at(record.load_image())
+            image = record.load_image()
+            if image.max() < DARK and _has_16_bits(record):
+                dark.append(int(image.max()))
+            return look_at(image)
         except AgsspZooError as error:
             return str(error)
 
@@ -157,7 +168,27 @@ def _look_at_all(records: tuple[Record, ...], problems: Problems) -> dict[int, L
             looks[place] = found
             if not found.thumb.any():
                 problems.warning("flat-image", record.path, "hardly differs from one even gray.", key=record.key)
+    if len(dark) > len(records) / 2:
+        bits = 8 + max(dark).bit_length()
+        problems.warning(
+            "few-gray-levels",
+            dataset.path,
+            f"{len(dark)} of {len(records)} images have 16 bits, of which they use {bits}: only {max(dark) + 1} of 256 "
+            f"gray levels are left, as the high byte is read. Multiply their values by {1 << 16 - bits} first.",
+        )
     return looks
+
+
+def _has_16_bits(record: Record) -> bool:
+    """Whether an image is stored with 16 bits a value, which reading does not tell."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(record.read_bytes())) as image:
+            modes = [image.mode, *(tile[3] for tile in image.tile)]
+            return any("16" in str(mode) for mode in modes) or image.mode == "I"
+    except Exception:  # it has just been read; whatever Pillow minds now, it is no 16-bit image that can be told
+        return False
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Any, items: tuple[Record, ...]) -> Iterable[Any]:

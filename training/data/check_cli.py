@@ -6,16 +6,20 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from .input_sizes import THIN
+from .places import check_out
 from .recognise import FORMATS, read_dataset
+from .text import readable
 
 if TYPE_CHECKING:
     from .check import CheckReport
+    from .dataset import Dataset
 
 _BAR = 40
 _PAIRS = 12
@@ -42,20 +46,34 @@ def run(args: argparse.Namespace) -> int:
     if args.samples < 1 or args.limit < 0:
         raise InvalidArgumentError("--samples must be at least 1, and --limit at least 0.")
     out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise InvalidArgumentError(f"--out {out} is a file; give a folder.")
+    if out is not None:
+        check_out(out)
     dataset = read_dataset(args.data, format=args.format)
     report = check_dataset(dataset, decode=not args.labels_only)
     enough = bool(len(dataset)) if dataset.unlabelled else bool(sum(v.sum() for v in report.boxes.values()))
-    usable = len(report.errors) <= args.tolerance * len(dataset) and enough
+    full = [
+        split for split in ("train", "val") if "val" in dataset.splits and _too_many(dataset, split, args.tolerance)
+    ]
+    usable = len(report.errors) <= args.tolerance * len(dataset) and enough and not full
     if out is not None:
         _write(report, out, args.samples, args.seed)
     if args.json:
         print(json.dumps({**report.to_dict(), "usable": usable}, indent=2, ensure_ascii=False))  # noqa: T201
     else:
         sys.stdout.write(to_text(report, args.limit))
-        sys.stdout.write(_verdict(report, usable, args.tolerance, out))
+        sys.stdout.write(_verdict(report, usable, args.tolerance, out, full))
     return 0 if usable else 1
+
+
+def _too_many(dataset: Dataset, split: str, tolerance: float) -> bool:
+    """Whether training, which judges the splits that it uses each by itself, would refuse this one."""
+    if split not in dataset.splits:
+        return False
+    try:
+        dataset.split(split).require_clean(tolerance, labels=False, whole=len(dataset))
+    except DataError:
+        return True
+    return False
 
 
 def _write(report: CheckReport, out: Path, samples: int, seed: int) -> None:
@@ -79,7 +97,11 @@ def to_text(report: CheckReport, limit: int = 20) -> str:
     """The report for people: problems, then what is in the data set."""
     dataset = report.dataset
     lines = _problem_lines(report, limit)
-    lines += ["", f"{dataset.path}: {dataset.format}, {len(dataset)} images, {len(dataset.class_names)} classes", ""]
+    lines += [
+        "",
+        f"{readable(dataset.path)}: {dataset.format}, {len(dataset)} images, {len(dataset.class_names)} classes",
+        "",
+    ]
     splits = list(dataset.splits)
     wide = max([len(name) for name in dataset.class_names] + [len("(no boxes)")])
     lines.append(f"{'boxes (images)':<{wide}}" + "".join(f"{split:>18}" for split in splits))
@@ -136,7 +158,7 @@ def _problem_lines(report: CheckReport, limit: int) -> list[str]:
     return lines
 
 
-def _verdict(report: CheckReport, usable: bool, tolerance: float, out: Path | None) -> str:
+def _verdict(report: CheckReport, usable: bool, tolerance: float, out: Path | None, full: Sequence[str]) -> str:
     errors, warnings = len(report.errors), len(report.problems) - len(report.errors)
     counts = f"{errors} errors, {warnings} warnings"
     if usable and report.dataset.unlabelled:
@@ -145,6 +167,9 @@ def _verdict(report: CheckReport, usable: bool, tolerance: float, out: Path | No
         verdict = f"{counts}: can be trained on."
     elif not report.dataset.unlabelled and not sum(int(boxes.sum()) for boxes in report.boxes.values()):
         verdict = f"{counts}: there is not one box to train on."
+    elif full and len(report.errors) <= tolerance * len(report.dataset):
+        places = " and in ".join(f"{split} ({report.dataset.splits[split]} images)" for split in full)
+        verdict = f"{counts}: more errors in {places} than the tolerance of {tolerance:.2%}."
     else:
         verdict = f"{counts}: more errors than the tolerance of {tolerance:.2%} of {len(report.dataset)} images."
     where = f"Report and pictures: {out}" if out else "--out DIR writes the report and a sheet of samples."

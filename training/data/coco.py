@@ -178,7 +178,7 @@ class _Finder:
 def _read_images(document: _Document, finder: _Finder, taken: dict[str, _Document], problems: Problems) -> None:
     def note(code: str, position: int, message: str, key: str = "") -> None:
         line = document.line("images", position)
-        problems.error(code, document.file, f"left out: {message}", line=line, key=key)
+        problems.error(code, document.file, f"left out: {message}", line=line, key=key, split=document.split)
 
     for position, entry in enumerate(document.values["images"]):
         name, number = entry.get("file_name"), entry.get("id")
@@ -214,7 +214,8 @@ def _read_annotations(document: _Document, index: dict[str, int], problems: Prob
 
     def note(code: str, position: int, message: str, key: str = "") -> None:
         line, entry = document.line("annotations", position), document.values["annotations"][position]
-        problems.error(code, document.file, f"left out: annotation {entry.get('id')} {message}", line=line, key=key)
+        message = f"left out: annotation {entry.get('id')} {message}"
+        problems.error(code, document.file, message, line=line, key=key, split=document.split)
 
     for position, entry in enumerate(document.values.get("annotations", [])):
         number, category = entry.get("image_id"), entry.get("category_id")

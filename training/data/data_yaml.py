@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from agssp_zoo.errors import DataError, MissingDependencyError
 
-from .listing import File, Matcher, split_name
+from .listing import IMAGE_FOLDERS, File, Matcher, is_image, split_name, walk
 from .problems import Problems
 from .splits import check_class_names, read_list
 from .text import read_text
@@ -104,10 +105,50 @@ def base_folder(described: DataYaml, problems: Problems) -> Path:
     return own
 
 
+def outside_files(described: DataYaml, base: Path, rels: Sequence[str]) -> tuple[Path, list[str]]:
+    """The data folder and its files, where data.yaml names folders of images that lie outside its own.
+
+    That is only looked at for entries that mean nothing inside (see :func:`_inside`).
+
+    Args:
+        described: the data.yaml.
+        base: the folder that its paths start from.
+        rels: all files below it.
+
+    Returns:
+        The folder that all share, and the files of ``base``, of those folders and of the folders of their labels below
+        it; ``base`` and ``rels`` themselves where nothing lies outside.
+    """
+    images = [rel for rel in rels if is_image(rel)]
+    folders = set()
+    for entry in (entry for entries in described.splits.values() for entry in entries):
+        folder = _written(entry, base)
+        if _chosen(images, _inside(entry, base)) or not folder.is_dir() or folder.is_relative_to(base.absolute()):
+            continue
+        folders.add(folder)
+        parts = folder.parts
+        places = [place for place, part in enumerate(parts) if part.lower() in IMAGE_FOLDERS]
+        twins = [Path(*parts[:place], "labels", *parts[place + 1 :]) for place in places]
+        folders.update(twin for twin in twins if twin.is_dir())
+    if not folders:
+        return base, list(rels)
+    root = Path(os.path.commonpath([base.absolute(), *folders]))
+    found = {base.absolute(): rels, **{folder: walk(folder) for folder in folders}}
+    return root, sorted({(f / rel).relative_to(root).as_posix() for f, below in found.items() for rel in below})
+
+
 def yaml_splits(
-    described: DataYaml, root: Path, images: Sequence[File], rels: Sequence[str], problems: Problems
+    described: DataYaml, base: Path, root: Path, images: Sequence[File], rels: Sequence[str], problems: Problems
 ) -> dict[str, str]:
     """The split of every image, as data.yaml says.
+
+    Args:
+        described: the data.yaml.
+        base: the folder that its paths start from.
+        root: the data folder, ``base`` or one above it (see :func:`outside_files`).
+        images: the images below it.
+        rels: all files below it.
+        problems: collects what is wrong.
 
     Raises:
         DataError: data.yaml names no split whose images are there.
@@ -117,14 +158,19 @@ def yaml_splits(
     matcher = Matcher(images)
     for split, entries in described.splits.items():
         for entry in entries:
-            rel = _inside(entry, root)
+            rel, written = _inside(entry, root), _written(entry, base)
+            if root != base and written.is_relative_to(root) and written.is_dir():
+                rel = written.relative_to(root).as_posix()
             if rel.endswith(".txt") and rel in known:
                 read_list(root / rel, split, matcher, splits, problems)
                 continue
-            chosen = [image for image in images if not rel or image.rel == rel or image.rel.startswith(rel + "/")]
+            there = _chosen([image.rel for image in images], rel)
+            chosen = [image for image in images if image.rel in there]
             if not chosen:
                 message = f"{split}: {entry!r} is not there, or holds no images."
-                problems.error("split-not-there", described.file, message)
+                # Exports name a test split that they do not hold; training needs none.
+                note = problems.warning if split == "test" else problems.error
+                note("split-not-there", described.file, message)
             for image in chosen:
                 if splits.setdefault(image.key, split) != split:
                     message = f"{image.rel} is in {splits[image.key]} already; it stays there and leaves {split}."
@@ -132,6 +178,16 @@ def yaml_splits(
     if not splits:
         raise DataError(f"{described.file}: names no train, val or test whose images are there.")
     return splits
+
+
+def _chosen(rels: Sequence[str], rel: str) -> set[str]:
+    """The images that a path relative to the data folder means; an empty one means all."""
+    return {image for image in rels if not rel or image == rel or image.startswith(rel + "/")}
+
+
+def _written(entry: str, base: Path) -> Path:
+    """A path of data.yaml as it is written, absolute."""
+    return Path(os.path.normpath(base.absolute() / entry.replace("\\", "/")))
 
 
 def _inside(entry: str, root: Path) -> str:

@@ -83,7 +83,7 @@ class Dataset:
     def split(self, name: str) -> Dataset:
         """The images of one split, ``"all"`` for every image.
 
-        Problems that are about an image of another split are left out.
+        Problems that are about another split, or an image of one, are left out.
 
         Raises:
             DataError: there is no such split; the message says how to make one.
@@ -96,7 +96,7 @@ class Dataset:
         return replace(
             self,
             records=tuple(record for record in self.records if record.split == name),
-            problems=tuple(problem for problem in self.problems if problem.key not in elsewhere),
+            problems=tuple(p for p in self.problems if (p.split == name if p.split else p.key not in elsewhere)),
         )
 
     def _no_split(self, name: str) -> str:
@@ -136,7 +136,17 @@ class Dataset:
         groups = [np.unique(self.records[index].labels) for index in places]
         chosen = stratified_choice(groups, fraction, seed)
         names = {index: "val" if is_val else "train" for index, is_val in zip(places, chosen, strict=True)}
-        return self._with_splits(lambda index, record: names.get(index, record.split))
+        # Of what was lost with another split nobody can say which of the new ones it would be in.
+        problems = tuple(p if p.split == "test" else replace(p, split="") for p in self.problems)
+        divided = self._with_splits(lambda index, record: names.get(index, record.split))
+        return replace(divided, problems=problems)
+
+    def with_val(self, fraction: float, seed: int = 0) -> Dataset:
+        """The data set itself where it has a split ``val``, else as :meth:`random_split` divides it.
+
+        What ``--val-fraction`` and ``--seed`` mean, in training and in measuring: the same images.
+        """
+        return self if "val" in self.splits else self.random_split(fraction, seed)
 
     def _with_splits(self, name_of: Callable[[int, Record], str]) -> Dataset:
         records = [replace(record, split=name_of(index, record)) for index, record in enumerate(self.records)]
@@ -189,13 +199,15 @@ class Dataset:
             digest.update(record.crowd[order].astype("u1").tobytes() + record.difficult[order].astype("u1").tobytes())
         return digest.hexdigest()
 
-    def require_clean(self, tolerance: float = 0.0, *, labels: bool = True) -> Dataset:
+    def require_clean(self, tolerance: float = 0.0, *, labels: bool = True, whole: int = 0) -> Dataset:
         """Refuses a data set that lost images or labels, instead of going on without them silently.
 
         Args:
             tolerance: accepted number of errors as a share of the number of images, 0-1. Warnings never count. Without
                 labels the images that cannot be read are among that number: it is that of all files.
             labels: there must be at least one label.
+            whole: of one split, the number of images of the data set that it was taken from: errors that may be about
+                any split are judged against these.
 
         Returns:
             The data set itself.
@@ -208,6 +220,10 @@ class Dataset:
             raise InvalidArgumentError(f"require_clean: tolerance is {tolerance}; it must lie in 0-1.")
         errors = self.errors
         total = len(self.records) + (0 if labels else len(self.unreadable))
+        keys = {record.key for record in self.records}
+        own = [problem for problem in errors if problem.split or problem.key in keys]
+        if len(own) <= tolerance * total:
+            total = max(total, whole)
         if len(errors) > tolerance * total:
             listed = "\n  ".join(str(problem) for problem in errors[:5])
             more = f"\n  ... and {len(errors) - 5} more" if len(errors) > 5 else ""

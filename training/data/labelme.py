@@ -50,8 +50,8 @@ def read_labelme(root: Path, rels: Sequence[str], problems: Problems) -> Dataset
         try:
             document = read_json(file)
         except DataError as error:
-            problems.error("bad-label-file", file, f"not readable JSON, its image is left out: {error}")
-            named.refuse(matcher.match(rel))
+            message = f"not readable JSON, its image is left out: {error}"
+            named.refuse(matcher.match(rel), "bad-label-file", file, message, problems)
             continue
         if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
             continue

@@ -13,6 +13,9 @@ from pathlib import Path, PurePosixPath
 from agssp_zoo.errors import DataError
 from agssp_zoo.images import MIN_SIDE
 
+from .ours import own_pictures
+from .text import readable
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"})
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 MASK_FOLDERS = frozenset({"masks", "mask", "ground_truth", "groundtruth", "gt", "segmentationclass"})
@@ -34,7 +37,8 @@ class File:
     Attributes:
         rel: its path below the data set's folder, with forward slashes.
         path: where it is.
-        key: ``rel`` without suffix and without folders that only say what kind of file it is.
+        key: ``rel`` without suffix and without folders that only say what kind of file it is, as text that can be
+            written (a file's name need not be).
     """
 
     rel: str
@@ -49,16 +53,17 @@ class File:
     @property
     def split(self) -> str:
         """The split that a folder on the file's path names, or an empty text."""
-        for part in PurePosixPath(self.rel).parts[:-1]:
-            name = split_name(part)
-            if name:
-                return name
-        return ""
+        return folder_split(self.rel)
 
 
 def split_name(word: str) -> str:
     """``"train"``, ``"val"`` or ``"test"`` for a folder or file name that means it, else an empty text."""
     return _SPLITS.get(_YEAR.sub("", word.lower()), "")
+
+
+def folder_split(rel: str) -> str:
+    """The split that a folder on a relative path names, or an empty text."""
+    return next(filter(None, map(split_name, PurePosixPath(rel).parts[:-1])), "")
 
 
 def walk(root: Path) -> list[str]:
@@ -84,12 +89,17 @@ def walk(root: Path) -> list[str]:
 def make_files(root: Path, rels: Iterable[str], drop: frozenset[str]) -> list[File]:
     """Files with their keys: the path without suffix and without the folders named in ``drop``.
 
-    Where two files would share a key, both keep all folders, and where that does not help, the suffix too.
+    Where two files would share a key, both keep all folders, and where that does not help, the suffix too. Names that
+    are not UTF-8 are spelled as :func:`~.text.readable` does it.
     """
     base = str(root.absolute())
     rels = list(rels)
-    keys = [_strip(rel, drop) for rel in rels]
-    for shorten in (lambda rel: str(PurePosixPath(rel).with_suffix("")), str):
+    keys = [readable(_strip(rel, drop)) for rel in rels]
+    for shorten in (
+        lambda rel: readable(str(PurePosixPath(rel).with_suffix(""))),
+        readable,
+        lambda rel: readable(rel, letters=False),
+    ):
         counts: dict[str, int] = {}
         for key in keys:
             counts[key] = counts.get(key, 0) + 1
@@ -116,12 +126,14 @@ def in_folder(rel: str, names: frozenset[str]) -> bool:
 
 
 def list_images(root: Path, rels: Sequence[str]) -> list[File]:
-    """The images among the files of a folder; those in mask folders are not images.
+    """The images among the files of a folder; those in mask folders, and pictures of our own making, are no data.
 
     Raises:
         DataError: there are none.
     """
     found = [rel for rel in rels if is_image(rel) and not in_folder(rel, MASK_FOLDERS)]
+    ours = own_pictures(root, found)
+    found = [rel for rel in found if rel not in ours]
     if not found:
         raise DataError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return make_files(root, found, IMAGE_FOLDERS)
@@ -131,12 +143,13 @@ class Matcher:
     """Finds the image that a label file, or a line of a list, belongs to."""
 
     def __init__(self, images: Sequence[File]) -> None:
-        self._by_rel = {image.rel: image for image in images}
+        # A label file or a list may spell in UTF-8 what an image's name spells otherwise.
+        self._by_rel = {readable(image.rel): image for image in images}
         self._by_key: dict[str, list[File]] = {}
         self._by_stem: dict[str, list[File]] = {}
         for image in images:
-            self._by_key.setdefault(_strip(image.rel, IMAGE_FOLDERS), []).append(image)
-            self._by_stem.setdefault(image.stem, []).append(image)
+            self._by_key.setdefault(readable(_strip(image.rel, IMAGE_FOLDERS)), []).append(image)
+            self._by_stem.setdefault(readable(image.stem), []).append(image)
 
     def match(self, rel: str, name: str = "", *, mask: bool = False) -> File | None:
         """The image of a label file, or ``None`` when there is none, or several could be meant.
@@ -151,6 +164,7 @@ class Matcher:
             mask: the label file is a mask: its stem may end in ``_mask``, ``_label`` or ``_gt``, and its folders may
                 be classes, so they must not contradict the image's.
         """
+        rel = readable(rel)
         key = _strip(rel, LABEL_FOLDERS | IMAGE_FOLDERS)
         for candidate in dict.fromkeys([key, _MASK_ENDING.sub("", key)] if mask else [key]):
             exact = self._by_key.get(candidate, [])
@@ -210,7 +224,10 @@ def _forward(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """Width and height of an image as it is shown (after its EXIF orientation), or why it cannot be read."""
+    """Width and height of an image as it is shown, or why it cannot be read.
+
+    ``turned`` says whether it is stored another way (turned or mirrored) and shown by its EXIF orientation.
+    """
 
     width: int
     height: int
@@ -226,14 +243,17 @@ def probe(path: str) -> ImageSize:
         with Image.open(path) as image:
             width, height = image.size
             # getexif() of a PNG without EXIF decodes the whole image, so it is only asked where there is some.
-            orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
+            tiff = image.format == "TIFF"  # whose width and height Pillow gives as shown
+            orientation = image.getexif().get(0x0112, 1) if tiff or "exif" in image.info else 1
     except FileNotFoundError:
         return ImageSize(0, 0, error="the file is not there")
     except Exception as error:  # Pillow's plugins raise many kinds on broken files; all mean the same here
         return ImageSize(0, 0, error=f"not a readable image ({_first_line(error)})")
     if min(width, height) < MIN_SIDE:
         return ImageSize(0, 0, error=f"{width}x{height} pixels are too few for an image")
-    return ImageSize(height, width, True) if orientation in (5, 6, 7, 8) else ImageSize(width, height)
+    if orientation in (5, 6, 7, 8) and not tiff:
+        width, height = height, width
+    return ImageSize(width, height, orientation in range(2, 9))
 
 
 def probe_all(paths: Sequence[str]) -> list[ImageSize]:

@@ -24,6 +24,7 @@ import numpy as np
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 
 from .dataset import Dataset
+from .places import check_out
 from .progress import progress
 from .records import Record
 from .shards import INDEX_NAME, KIND, VERSION, from_record
@@ -75,28 +76,41 @@ def pack(
         dataset: what to pack; its splits get shards of their own.
         out: the folder to write; made when it is not there.
         settings: how images are stored.
-        tolerance: as in :meth:`Dataset.require_clean`.
+        tolerance: as in :meth:`Dataset.require_clean`; images that cannot be read count as errors, too. Within it they
+            are left out, and ``left_out`` of the index names them.
 
     Returns:
         The folder. :func:`read_dataset` reads it back: the same keys, splits and labels, in the same order.
 
     Raises:
-        DataError: the data set has more errors than tolerated, an image cannot be read, or the folder holds something
+        DataError: the data set has more errors and unreadable images than tolerated, or the folder holds something
             else.
+        ImageError: an image cannot be read, where none may be.
+        InvalidArgumentError: the folder cannot be written.
     """
     settings = settings or PackSettings()
     dataset.require_clean(tolerance, labels=not dataset.unlabelled)
     folder = Path(out)
+    check_out(folder)
     plan = {"fingerprint": dataset.fingerprint(), "settings": asdict(settings), "version": VERSION}
     if not _prepare(folder, plan):
         return folder
     shards: list[dict[str, Any]] = []
     samples: dict[int, dict[str, Any]] = {}
+    left_out: list[str] = []
     place = {id(record): index for index, record in enumerate(dataset.records)}
-    steps = progress(_pack_all(dataset, folder, settings), len(dataset), "packing")
+    steps = progress(_pack_all(dataset, folder, settings, tolerance), len(dataset), "packing")
     for record, shard, sample in steps:
         if not shards or shards[-1]["file"] != shard["file"]:
             shards.append(shard)
+        if "error" in sample:
+            left_out.append(record.key)
+            if len(dataset.errors) + len(left_out) > tolerance * len(dataset):
+                raise DataError(
+                    f"{sample['error']} With it {len(left_out)} images cannot be read and {len(dataset.errors)} have "
+                    f"errors, more than the tolerance of {tolerance:.2%} of {len(dataset)}; repair them, or raise it."
+                )
+            continue
         samples[place[id(record)]] = {"shard": len(shards) - 1, **sample}
     index = {
         "kind": KIND,
@@ -104,7 +118,8 @@ def pack(
         "class_names": list(dataset.class_names),
         "plan": plan,
         "shards": shards,
-        "samples": [samples[number] for number in range(len(dataset))],
+        **({"left_out": left_out} if left_out else {}),
+        "samples": [samples[number] for number in sorted(samples)],
     }
     _write(folder / INDEX_NAME, _index_text(index))
     shutil.rmtree(folder / ".parts", ignore_errors=True)
@@ -134,9 +149,12 @@ def _prepare(folder: Path, plan: dict[str, Any]) -> bool:
 
 
 def _pack_all(
-    dataset: Dataset, folder: Path, settings: PackSettings
+    dataset: Dataset, folder: Path, settings: PackSettings, tolerance: float
 ) -> Iterator[tuple[Record, dict[str, Any], dict[str, Any]]]:
-    """Packs split after split; gives each record with its shard and its entry of the index."""
+    """Packs split after split; gives each record with its shard and its entry of the index.
+
+    The entry of an image that cannot be read, where some may be, holds its ``error`` instead.
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for split in dataset.splits:
             records = [record for record in dataset.records if record.split == split]
@@ -149,7 +167,7 @@ def _pack_all(
                 if part.exists() and (folder / name).exists():
                     noted = json.loads(part.read_bytes())
                 else:
-                    noted = _write_shard(folder, name, records, done, settings, pool)
+                    noted = _write_shard(folder, name, records, done, settings, pool, skip=tolerance > 0)
                     _write(part, json.dumps(noted))
                 for sample in noted["samples"]:
                     yield records[done], noted["shard"], sample
@@ -158,18 +176,31 @@ def _pack_all(
 
 
 def _write_shard(
-    folder: Path, name: str, records: list[Record], start: int, settings: PackSettings, pool: ThreadPoolExecutor
+    folder: Path,
+    name: str,
+    records: list[Record],
+    start: int,
+    settings: PackSettings,
+    pool: ThreadPoolExecutor,
+    *,
+    skip: bool,
 ) -> dict[str, Any]:
     """Writes one shard, from a record on until it is full: what its note in ``.parts/`` says."""
     temporary = folder / f".{name}.tmp"
-    samples = []
+    samples: list[dict[str, Any]] = []
     ahead: list[Future[tuple[bytes, str, Record]]] = []
     try:
         with temporary.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for position in range(start, len(records)):
                 while len(ahead) < 16 and position + len(ahead) < len(records):
                     ahead.append(pool.submit(encode, records[position + len(ahead)], settings))
-                data, suffix, record = ahead.pop(0).result()
+                try:
+                    data, suffix, record = ahead.pop(0).result()
+                except AgsspZooError as error:
+                    if not skip:
+                        raise
+                    samples.append({"error": str(error)})
+                    continue
                 entry = from_record(record)
                 # The shard's own number of the sample: WebDataset cuts a name at its first dot, and keys may have dots.
                 member = f"{position:08d}"
@@ -189,7 +220,7 @@ def _write_shard(
         for future in ahead:
             future.cancel()
         temporary.unlink(missing_ok=True)
-    shard = {"file": name, "size": size, "sha256": digest, "samples": len(samples)}
+    shard = {"file": name, "size": size, "sha256": digest, "samples": sum("error" not in sample for sample in samples)}
     return {"shard": shard, "samples": samples}
 
 

@@ -6,10 +6,13 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
+from typing import Any
 
 from agssp_zoo.errors import InvalidArgumentError
 
 from .pack import IMAGE_FORMATS, PackSettings, pack
+from .problems import some
 from .recognise import FORMATS, read_dataset
 from .shards import INDEX_NAME
 
@@ -30,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1-100 (default: 95)")
     parser.add_argument("--shard-size", default="256M", help="bytes of a shard, as 64M or 1G (default: 256M)")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="share of errors that is accepted (default: 0)")
-    parser.add_argument("--val-fraction", type=float, help="make a random val split of this share, 0-1")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="share of errors and unreadable images accepted (0)"
+    )
+    parser.add_argument("--val-fraction", type=float, help="where there is no split val: make one of this share, 0-1")
     parser.add_argument("--seed", type=int, default=0, help="of that split (default: 0)")
 
 
@@ -42,16 +47,22 @@ def run(args: argparse.Namespace) -> int:
     )
     dataset = read_dataset(args.data, format=args.labels)
     if args.val_fraction is not None:
-        dataset = dataset.random_split(args.val_fraction, args.seed)
+        dataset = dataset.with_val(args.val_fraction, args.seed)
     folder = pack(dataset, args.out, settings, tolerance=args.tolerance)
     index = json.loads((folder / INDEX_NAME).read_bytes())
     size = sum(shard["size"] for shard in index["shards"])
+    images, left_out = len(index["samples"]), index.get("left_out", [])
     if args.json:
-        summary = {"path": str(folder), "images": len(dataset), "shards": index["shards"], "bytes": size}
+        summary: dict[str, Any] = {"path": str(folder), "images": images, "shards": index["shards"], "bytes": size}
+        if left_out:
+            summary["left_out"] = left_out
         print(json.dumps(summary, indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        splits = ", ".join(f"{name} {count}" for name, count in dataset.splits.items())
-        sys.stdout.write(f"{folder}: {len(dataset)} images ({splits}), {len(index['shards'])} shards, {size} bytes\n")
+        counts = Counter(sample["split"] for sample in index["samples"])
+        splits = ", ".join(f"{name} {counts[name]}" for name in dataset.splits)
+        sys.stdout.write(f"{folder}: {images} images ({splits}), {len(index['shards'])} shards, {size} bytes\n")
+        if left_out:
+            sys.stdout.write(f"{len(left_out)} images cannot be read and are left out: {some(left_out)}\n")
     return 0
 
 

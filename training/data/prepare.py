@@ -192,7 +192,7 @@ def _found(name: str, folder: Path, known: KnownSet | None, settings: PrepareSet
     records = tuple(
         replace(record, key=f"{source[record.key]}/{record.key}", split="train") for record in images.records
     )
-    problems_named = tuple(replace(p, key=f"{name}/{p.key}" if p.key else "") for p in images.problems)
+    problems_named = tuple(replace(p, key=f"{name}/{p.key}" if p.key else "", split="") for p in images.problems)
     images = replace(images, records=records, problems=problems_named)
     return FoundSet(name, folder, known, images, used, measured)
 

@@ -11,7 +11,7 @@ Errors, by which an image or a label is lost::
     bad-box, bad-line    not coordinates                      not-normalized       YOLO, but in pixels
     empty-box            without area                         box-outside          outside the image
     list-without-image   a line of train.txt                  split-overlap        one image in two splits
-    split-not-there      a path of data.yaml
+    split-not-there      a path of data.yaml              mask-values          several, read as one class
 
 Warnings while reading::
 
@@ -22,8 +22,9 @@ Warnings while reading::
     windows-line-ends    read as usual ones                   category-gaps        in class ids, closed up
     no-class-list        YOLO without names                   class-lists-differ   between COCO files
     voc-zero-based       coordinates that count from 0        several-formats      of labels in one folder
-    path-not-there       data.yaml's path                     exif-orientation     the image is stored turned
-    mask-beside-image    left out of unlabelled images
+    path-not-there       data.yaml's path                     exif-orientation     stored turned or mirrored
+    mask-beside-image    left out of unlabelled images        shared-label-file    YOLO, two images of one name
+    mask-faint           components below half of the range
 
 Warnings of ``agssp-zoo check-data``::
 
@@ -32,7 +33,7 @@ Warnings of ``agssp-zoo check-data``::
     box-twice            overlapping boxes of one class       box-of-two-classes   overlapping boxes of two classes
     class-without-boxes  in the class list only               class-not-in-split   cannot be measured
     rare-class           few boxes to train on                no-val-split         nothing to validate on
-    class-turned         lies another way in another split
+    class-turned         lies another way in another split    few-gray-levels   12 bits stored in 16
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from .text import readable
 
 Severity = Literal["error", "warning"]
 
@@ -54,10 +57,11 @@ class Problem:
     Attributes:
         severity: ``"error"`` or ``"warning"``.
         code: a short stable name, e.g. ``"box-outside"``; see :mod:`agssp_zoo.training.data.problems`.
-        file: the file at fault, or the folder when it concerns many files.
+        file: the file at fault, or the folder when it concerns many files, as text to be printed.
         line: the line in that file, from 1; ``None`` where lines mean nothing (an image, a mask).
         message: one sentence.
         key: the image it is about; empty when it is not about one image.
+        split: the split it is about, where the data set holds no image that would tell; empty where none is known.
     """
 
     severity: Severity
@@ -66,6 +70,7 @@ class Problem:
     line: int | None
     message: str
     key: str = ""
+    split: str = ""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -89,14 +94,24 @@ class Problems:
         return len(self._items)
 
     def add(
-        self, severity: Severity, code: str, file: object, message: str, *, line: int | None = None, key: str = ""
+        self,
+        severity: Severity,
+        code: str,
+        file: object,
+        message: str,
+        *,
+        line: int | None = None,
+        key: str = "",
+        split: str = "",
     ) -> None:
         """Notes a problem."""
-        self._items.append(Problem(severity, code, str(file), line, message, key))
+        self._items.append(Problem(severity, code, readable(str(file)), line, readable(message), key, split))
 
-    def error(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
+    def error(
+        self, code: str, file: object, message: str, *, line: int | None = None, key: str = "", split: str = ""
+    ) -> None:
         """Notes that an image or a label was lost."""
-        self.add("error", code, file, message, line=line, key=key)
+        self.add("error", code, file, message, line=line, key=key, split=split)
 
     def warning(self, code: str, file: object, message: str, *, line: int | None = None, key: str = "") -> None:
         """Notes that something was repaired, or is unusual."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -132,12 +132,15 @@ def _recognise(root: Path, rels: Sequence[str], chosen: str) -> tuple[str, list[
     masks = any(is_image(rel) and in_folder(rel, MASK_FOLDERS) for rel in rels)
     if not found and masks:
         found.append("masks")
+    if not found and _has_labelme(root, _fullest(rel for rel in rels if rel.lower().endswith(".json"))):
+        found.append("labelme")  # the first JSON files are those of a run or report beside the images
     if not found:
         images = sum(is_image(rel) for rel in rels)
         what = f"{images} images, but no labels that are recognised" if images else "no images"
         raise DataError(
             f"{root}: holds {what}. Known are COCO (a JSON), YOLO (data.yaml, or labels/*.txt), Pascal VOC (*.xml), "
-            "labelme (*.json), masks (a folder masks/ beside images/) and packed shards (index.json)."
+            "labelme (*.json), masks (a folder masks/ beside images/) and packed shards (index.json); --format (in "
+            "Python format=) names the one it is."
         )
     return found[0], found[1:]
 
@@ -147,6 +150,14 @@ def _starts_annotation(file: Path) -> bool:
         return "<annotation" in "".join(read_text(file).lines[:20])
     except DataError:
         return False
+
+
+def _fullest(rels: Iterable[str]) -> list[str]:
+    """The files of the folder that holds most of them."""
+    by_folder: dict[str, list[str]] = {}
+    for rel in rels:
+        by_folder.setdefault(rel.rpartition("/")[0], []).append(rel)
+    return max(by_folder.values(), key=len, default=[])
 
 
 def _has_labelme(root: Path, rels: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from agssp_zoo.errors import AgsspZooError
 
 from .dataset import Dataset
 from .records import Record
+from .text import readable
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 TILE = 256
 """Side of a tile for square images, in pixels; tiles for longer images have the same area."""
 CAPTION = 18
+LETTER = 10
+"""Size of the letters below and in place of images, in pixels."""
 GAP = 6
 WIDTH = 1580
 _PAPER = (255, 255, 255)
@@ -92,7 +95,7 @@ def _tile(record: Record, names: tuple[str, ...], size: tuple[int, int]) -> Pill
     """One image, scaled to the tile, with its boxes and a caption."""
     from PIL import Image, ImageDraw
 
-    from agssp_zoo.plotting import draw
+    from agssp_zoo.plotting import draw, font_for
 
     width, height = size
     tile = Image.new("RGB", (width, height + CAPTION), _PAPER)
@@ -100,7 +103,8 @@ def _tile(record: Record, names: tuple[str, ...], size: tuple[int, int]) -> Pill
     try:
         pixels = record.load_image()
     except AgsspZooError as error:
-        pen.multiline_text((4, 4), _wrap(str(error)), fill=(200, 0, 0))
+        font, said = font_for(readable(str(error)), LETTER)
+        pen.multiline_text((4, 4), _wrap(said), fill=(200, 0, 0), font=font)
     else:
         scale = min(width / pixels.shape[1], height / pixels.shape[0])
         shape = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
@@ -110,8 +114,12 @@ def _tile(record: Record, names: tuple[str, ...], size: tuple[int, int]) -> Pill
         texts = [names[label] for label in record.labels.tolist()] if len(names) > 1 else None
         picture = draw(small, boxes, record.labels, texts)
         tile.paste(picture, ((width - shape[0]) // 2, (height - shape[1]) // 2))
-    caption, most = f"{record.split}: {record.key}", width // 6
-    pen.text((4, height + 3), caption if len(caption) <= most else "..." + caption[3 - most :], fill=_INK)
+    font, caption = font_for(f"{record.split}: {record.key}", LETTER)
+    if pen.textlength(caption, font) > width - 8:
+        while caption and pen.textlength("..." + caption, font) > width - 8:
+            caption = caption[1:]
+        caption = "..." + caption
+    pen.text((4, height + 3), caption, fill=_INK, font=font)
     return tile
 
 

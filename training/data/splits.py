@@ -96,11 +96,19 @@ def read_list(file: Path, split: str, matcher: Matcher, splits: dict[str, str], 
             splits[image.key] = split
 
 
-def read_class_list(root: Path, rels: Sequence[str], problems: Problems) -> tuple[str, ...] | None:
+def read_class_list(
+    root: Path, rels: Sequence[str], problems: Problems, *, numbered: bool = False
+) -> tuple[str, ...] | None:
     """Class names from classes.txt (also labels.txt, obj.names and the like), one a line; ``None`` without such a file.
 
+    Args:
+        root: the folder.
+        rels: all files below it.
+        problems: collects what is wrong.
+        numbered: the labels name classes by their place in the list, so a blank line between names is refused.
+
     Raises:
-        DataError: a name stands twice.
+        DataError: a name stands twice, or a blank line among numbered ones.
     """
     wanted = ("classes.txt", "labels.txt", "obj.names", "classes.names", "predefined_classes.txt")
     found = [rel for name in wanted for rel in rels if rel.rpartition("/")[2].lower() == name and rel.count("/") <= 2]
@@ -112,6 +120,12 @@ def read_class_list(root: Path, rels: Sequence[str], problems: Problems) -> tupl
         problems.warning("windows-line-ends", file, "has Windows line ends; they were read as usual ones.")
     # labelme's labels.txt begins with two entries that are no classes.
     names = [name for line in text.lines if (name := line.strip()) and name not in ("__ignore__", "_background_")]
+    blank = [line for line, row in enumerate(text.text.rstrip().split("\n"), 1) if not row.strip()]
+    if numbered and names and blank:
+        raise DataError(
+            f"{file}:{blank[0]}: a blank line among the class names; it cannot be told whether it counts as a class. "
+            "Take it out, or write a name there."
+        )
     check_class_names(names, str(file))
     return tuple(names)
 

@@ -12,6 +12,26 @@ from typing import Any
 from agssp_zoo.errors import DataError
 
 _SPACE = re.compile(r"[\s,]*")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def readable(name: str, *, letters: bool = True) -> str:
+    """A file name as text that can be written and printed everywhere, for names that are not UTF-8.
+
+    Python stands in for each byte that is none with half a character, which no encoding can write. Here it becomes
+    the letter that Latin-1 has for it, or its number in hex (``%9A``). Other names are returned as they are.
+
+    Args:
+        name: a file's name or path, as Python's functions for folders give it.
+        letters: write every such byte in hex, so that two names differ even where one spells in UTF-8 what the other
+            spells in Latin-1, if false.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        byte = ord(match[0]) - 0xDC00
+        return chr(byte) if letters and byte >= 0xA0 else f"%{byte:02X}"
+
+    return _NO_UTF8.sub(replaced, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ away and is reported; ``format="voc0"`` reads such files as they are.
 from __future__ import annotations
 
 import math
+import re
 import xml.parsers.expat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from .dataset import Dataset
 from .listing import Matcher, list_images
 from .problems import Problems
 from .splits import assign_splits, read_class_list
+
+_DECLARED = re.compile(rb"""<\?xml\b[^>]*?\bencoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]*)["']""")
+_OF_EXPAT = ("utf-8", "utf-16", "iso-8859-1", "us-ascii")
+"""Encodings that the parser knows by itself; of others it reads through Python those of one byte a letter only."""
 
 
 @dataclass(slots=True)
@@ -49,8 +54,10 @@ def parse_xml(data: bytes) -> Element:
     """Parses a small XML document, keeping line numbers (``xml.etree`` forgets them).
 
     Raises:
-        DataError: not well-formed, or declares entities, which label files have no need of.
+        DataError: not well-formed, in an encoding that Python does not know or not in the one that it declares, or
+            declares entities, which label files have no need of.
     """
+    content = _decoded(data)
     parser = xml.parsers.expat.ParserCreate()
     parser.buffer_text = True
     root = Element("", 0)
@@ -75,10 +82,29 @@ def parse_xml(data: bytes) -> Element:
     parser.CharacterDataHandler = characters
     parser.EntityDeclHandler = entity
     try:
-        parser.Parse(data, True)
+        parser.Parse(content, True)
     except xml.parsers.expat.ExpatError as error:
         raise DataError(f"line {error.lineno}: {xml.parsers.expat.ErrorString(error.code)}") from None
+    except DataError:
+        raise
+    except (LookupError, ValueError) as error:  # a byte order mark before another encoding than it says
+        raise DataError(f"line 1: {error}") from None
     return root.children[0]
+
+
+def _decoded(data: bytes) -> str | bytes:
+    """An XML document as the parser takes it: its text, where its encoding is one that the parser does not know."""
+    declared = _DECLARED.match(data)
+    if declared is None or declared[1].lower().decode() in _OF_EXPAT:
+        return data
+    encoding = declared[1].decode()
+    try:
+        return data.decode(encoding)
+    except LookupError:
+        raise DataError(f"its encoding {encoding!r} is not known") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"line {line}: not in the encoding {encoding!r} that it declares") from None
 
 
 def read_voc(root: Path, rels: Sequence[str], problems: Problems, *, zero_based: bool = False) -> Dataset:
@@ -110,8 +136,8 @@ def read_voc(root: Path, rels: Sequence[str], problems: Problems, *, zero_based:
             document = parse_xml(file.read_bytes())
         except (DataError, OSError) as error:
             message = f"not readable XML ({error}); its image is left out."
-            problems.error("bad-label-file", file, message, line=_line_in(str(error)))
-            named.refuse(matcher.match(rel))
+            line = _line_in(str(error))
+            named.refuse(matcher.match(rel), "bad-label-file", file, message, problems, line=line)
             continue
         if document.tag != "annotation":
             continue
@@ -156,7 +182,7 @@ def _objects(document: Element, pending: Pending, named: Named, problems: Proble
         except ValueError:
             x1 = y1 = x2 = y2 = math.nan
         low += x1 < first or y1 < first
-        difficult = element.value("difficult") in ("1", "true")
+        difficult = element.value("difficult").lower() in ("1", "true")
         box = Box(x1 - first, y1 - first, x2, y2, -1, corners.line, difficult=difficult)
         named.boxes.append((pending, name, box))
     return low

@@ -7,16 +7,16 @@ beside the images). A line of more values is a polygon (class, x1, y1, x2, y2, .
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from agssp_zoo.errors import DataError
 
 from .assemble import Box, Pending, assemble, note_unlabelled
-from .data_yaml import base_folder, find_yaml, read_data_yaml, yaml_splits
+from .data_yaml import base_folder, find_yaml, outside_files, read_data_yaml, yaml_splits
 from .dataset import Dataset
-from .listing import IMAGE_FOLDERS, Matcher, is_image, list_images, walk
-from .problems import Problems
+from .listing import IMAGE_FOLDERS, Matcher, folder_split, is_image, list_images, walk
+from .problems import Problems, some
 from .splits import assign_splits, find_lists, read_class_list
 from .text import read_text
 
@@ -44,20 +44,23 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
         base = base_folder(described, problems)
         if base.resolve() != root.resolve():
             root, rels = base, walk(base)
+        base = root
+        root, rels = outside_files(described, base, rels)
         images = list_images(root, rels)
-        splits = yaml_splits(described, root, images, rels, problems)
+        splits = yaml_splits(described, base, root, images, rels, problems)
         classes: dict[int, str] | None = described.classes
     else:
         images = list_images(root, rels)
         splits = assign_splits(root, images, Matcher(images), rels, problems)
-        listed = read_class_list(root, rels, problems)
+        listed = read_class_list(root, rels, problems, numbered=True)
         classes = dict(enumerate(listed)) if listed is not None else None
-    labels = {rel for rel in rels if _is_label(rel)} - set(find_lists(rels).values())
-    pendings, without, used = [], [], set()
+    labels = _labels(set(rels) - set(find_lists(rels).values()))
+    pendings, without = [], []
+    used: dict[str, list[str]] = {}
     windows: list[str] = []
     for image in images:
-        rel = next((candidate for candidate in _label_names(image.rel) if candidate in labels), "")
-        used.add(rel)
+        rel = next((labels[name] for name in _label_names(image.rel) if name in labels), "")
+        used.setdefault(rel, []).append(image.rel)
         if image.key not in splits:
             continue
         file = root / rel if rel else Path(image.path)
@@ -67,17 +70,36 @@ def read_yolo(root: Path, rels: Sequence[str], problems: Problems, *, yaml_file:
         elif not _read_labels(file, pending, problems, windows):
             continue
         pendings.append(pending)
-    if not used - {""}:
+    if not used.keys() - {""}:
         raise DataError(f"{root}: no label files found; YOLO has a text file in labels/ for every image in images/.")
     folders = {rel.rpartition("/")[0] for rel in used if rel}
-    for rel in sorted(rel for rel in labels - used if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)):
-        problems.error("label-without-image", root / rel, "no image belongs to it.")
+    for rel in sorted(
+        rel
+        for rel in set(labels.values()) - used.keys()
+        if rel.rpartition("/")[0] in folders and _has_numbers(root / rel)
+    ):
+        problems.error("label-without-image", root / rel, "no image belongs to it.", split=folder_split(rel))
+    for rel, shared in used.items():
+        if rel and len(shared) > 1:
+            message = f"is the label file of {some(shared)}, all of which got its boxes; if they differ, rename them."
+            problems.warning("shared-label-file", root / rel, message)
     if windows:
         message = f"{len(windows)} label files have Windows line ends; they were read as usual ones."
         problems.warning("windows-line-ends", windows[0], message)
     note_unlabelled(root, without, len(images), "label file", problems)
     names = _number(pendings, classes, root, problems)
     return assemble(root, "yolo", names, pendings, problems)
+
+
+def _labels(rels: Iterable[str]) -> dict[str, str]:
+    """The files that may be label files, by their path with ``labels`` and ``.txt`` in lower case.
+
+    Some tools write ``Labels/`` and ``.TXT``. Where both spellings are there, the usual one counts.
+    """
+    files = sorted(rel for rel in rels if _is_label(rel))
+    usual = ["/".join(part.lower() if part.lower() == "labels" else part for part in rel.split("/")) for rel in files]
+    found = {name[:-4] + ".txt": rel for name, rel in zip(usual, files, strict=True)}
+    return {**found, **{rel: rel for rel in files if rel in found}}
 
 
 def _is_label(rel: str) -> bool:
@@ -100,7 +122,7 @@ def _read_labels(file: Path, pending: Pending, problems: Problems, windows: list
     try:
         text = read_text(file)
     except DataError as error:
-        problems.error("bad-label-file", file, f"its image is left out: {error}", key=pending.key)
+        problems.error("bad-label-file", file, f"its image is left out: {error}", key=pending.key, split=pending.split)
         return False
     if text.windows:
         windows.append(str(file))
@@ -165,18 +187,25 @@ def _number(pendings: list[Pending], classes: dict[int, str] | None, root: Path,
 
 
 def has_yolo_labels(root: Path, rels: Sequence[str]) -> bool:
-    """Whether some text file is the label file of some image, judged by its first line."""
-    labels = {rel for rel in rels if _is_label(rel)}
+    """Whether some text file is the label file of some image, judged by the first lines of those that are not empty."""
+    labels = _labels(rels)
     looked = 0
     for rel in rels:
         if not labels or looked >= 50:
             return False
-        file = next((candidate for candidate in _label_names(rel) if candidate in labels), "") if is_image(rel) else ""
-        if file:
+        file = next((labels[name] for name in _label_names(rel) if name in labels), "") if is_image(rel) else ""
+        if file and not _is_empty(root / file):  # as of an image without defects; some sets begin with hundreds
             looked += 1
             if _has_numbers(root / file):
                 return True
     return False
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        return file.stat().st_size <= 2  # a line end is nothing, too
+    except OSError:
+        return False
 
 
 def _has_numbers(file: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class About:
         data: path of the data set.
         data_fingerprint: of all its records.
         split: which part was evaluated.
+        unreadable: keys of the images of that part that cannot be read and were left out.
         model: the model's name.
         model_path: where it was loaded from.
         model_file: the file with the weights.
@@ -42,6 +43,7 @@ class About:
     data: str = ""
     data_fingerprint: str = ""
     split: str = ""
+    unreadable: Sequence[str] = ()
     model: str = ""
     model_path: str = ""
     model_file: str = ""
@@ -56,6 +58,9 @@ class About:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for metrics.json."""
+        data: dict[str, Any] = {"path": self.data, "split": self.split, "fingerprint": self.data_fingerprint}
+        if self.unreadable:
+            data["unreadable"] = list(self.unreadable)
         return {
             "ms_per_image": self.ms_per_image,
             "ms_per_stage": dict(self.ms_per_stage),
@@ -65,7 +70,7 @@ class About:
                 "file": self.model_file,
                 "sha256": self.model_sha256,
             },
-            "data": {"path": self.data, "split": self.split, "fingerprint": self.data_fingerprint},
+            "data": data,
             "engine": self.engine,
             "device": self.device,
             "settings": dict(self.settings),

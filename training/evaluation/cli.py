@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a model's name or folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="where metrics.json and report.html go")
     parser.add_argument("--split", default="val", help="which part of the data (default: val; 'all' for everything)")
+    parser.add_argument(
+        "--val-fraction", type=float, default=0.0, metavar="SHARE",
+        help="where the data have no split val: measure on this share of the images, drawn by the seed as by finetune",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of that choice, as finetune's (default: 0)")
     parser.add_argument("--format", default="auto", help="the data's format, where it is not recognised")
     parser.add_argument("--engine", default="auto", choices=("auto", "onnx", "pytorch", "openvino"))
     parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cpu or cuda (default: cpu)")
@@ -53,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore-difficult", action="store_true", help="leave boxes marked difficult out, as Pascal VOC does"
     )
     parser.add_argument(
-        "--tolerance", type=float, default=0.0, metavar="SHARE", help="accepted share of label errors (default: 0)"
-    )
+        "--tolerance", type=float, default=0.0, metavar="SHARE",
+        help="accepted share of label errors, and of images that cannot be read, which are left out (default: 0)",
+    )  # fmt: skip
     parser.add_argument(
         "--images", type=int, default=6, metavar="N", help="how many best and worst images to show (default: 6)"
     )
@@ -63,9 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, writes and prints; returns 0."""
+    from ..data.places import check_out
     from .runner import ValidationSettings, validate
     from .thresholds import lines as threshold_lines
     from .thresholds import wished, write_thresholds
+    from .words import left_out
 
     settings = ValidationSettings(
         engine=args.engine,
@@ -83,12 +91,22 @@ def run(args: argparse.Namespace) -> int:
         ignore_difficult=args.ignore_difficult,
         tolerance=args.tolerance,
     )
+    if args.images < 0:
+        raise InvalidArgumentError(f"--images is {args.images}; it must be at least 0.")
     wish = wished(args.miss_rate, args.false_alarms)
     if wish is not None and args.single_class:
         raise InvalidArgumentError(
             "with --single-class no class can have a threshold of its own; leave one of them out."
         )
-    validation = validate(args.model, args.data, split=args.split, format=args.format, settings=settings)
+    check_out(Path(args.out))
+    validation = validate(
+        *(args.model, args.data),
+        split=args.split,
+        format=args.format,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        settings=settings,
+    )
     figures, report = validation.save(args.out, gallery=args.images)
     outcomes = write_thresholds(Path(args.out) / THRESHOLDS, validation, wish) if wish else {}
     if args.json:
@@ -98,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     lines = [
         *table(validation.metrics),
+        *filter(None, [left_out(validation.about.unreadable)]),
         *advice(validation),
         f"{validation.about.ms_per_image:.1f} ms an image",
         f"{figures}",

@@ -142,8 +142,13 @@ def class_mapping(model_names: Sequence[str], data_names: Sequence[str]) -> Ints
     if model == data:
         return None
     if len(set(model)) != len(model) or len(set(data)) != len(data) or set(model) != set(data):
-        hint = ""
-        if len(model) == 1 or len(data) == 1:
+        hint, lacking = "", [name for name in model if name not in data]
+        if set(data) < set(model):
+            hint = (
+                f" The data lack {', '.join(lacking)}: list these, too, where the data's classes are listed "
+                "(classes.txt in the data folder, data.yaml, the categories of COCO)."
+            )
+        elif len(model) == 1 or len(data) == 1:
             hint = " To ask only whether defects are found, whatever their class, evaluate with --single-class."
         raise DataError(
             f"The model's classes are not the data's. Model ({len(model)}): {', '.join(model)}. "

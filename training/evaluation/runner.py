@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 from agssp_zoo.tiling import Tiling
 
 from .about import About, machine, versions
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 SINGLE_CLASS = "defect"
 """What the one class is called when classes are not told apart."""
+
+BY_BOXES = ("voc", "labelme", "masks")
+"""Formats that know their classes from the boxes; there a class may be missing because no image shows it."""
 
 
 class DetectorLike(Protocol):
@@ -72,7 +75,8 @@ class ValidationSettings:
         max_det: the best so many detections of a class in an image count (COCO: 100).
         single_class: whether every defect counts as one class, whatever it is called.
         ignore_difficult: whether difficult boxes are ignored like crowd boxes, as Pascal VOC does.
-        tolerance: accepted share of images with errors in their labels.
+        tolerance: accepted share of images with errors in their labels, and of images that cannot be read, which are
+            left out.
     """
 
     engine: str = "auto"
@@ -147,8 +151,18 @@ class Validation:
 
         Returns:
             The paths of metrics.json and report.html.
+
+        Raises:
+            DataError: the folder cannot be written.
         """
-        folder = Path(out)
+        try:
+            return self._save(Path(out), gallery)
+        except AgsspZooError:
+            raise  # an image that cannot be read is an OSError, too, but says so itself
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written ({error.strerror}); give another folder.") from None
+
+    def _save(self, folder: Path, gallery: int) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         figures = folder / "metrics.json"
         beside = figures.with_name("metrics.json.tmp")
@@ -176,6 +190,8 @@ def validate(
     *,
     split: str = "val",
     format: str = "auto",
+    val_fraction: float = 0.0,
+    seed: int = 0,
     settings: ValidationSettings = ValidationSettings(),
     command: str | None = None,
 ) -> Validation:
@@ -186,28 +202,38 @@ def validate(
         data: a data set or where it lies, as ``read_dataset`` takes it.
         split: which part.
         format: the data's format.
+        val_fraction: where ``split`` is ``"val"`` and the data have none: measure on this share of the images, drawn by
+            the seed; with those of a fine-tuning the images that it validated on. 0 draws none.
+        seed: of that choice.
         settings: how the detector is run and scored.
         command: what the report states as its command; ``None``: that of this process.
 
     Raises:
         DataError: the data cannot be read, has no such split or no labels, or its classes are not the model's.
         MissingDependencyError: faster-coco-eval is not installed.
-        AgsspZooError: the model cannot be loaded or run, an image cannot be read.
+        AgsspZooError: the model cannot be loaded or run, more images than tolerated cannot be read.
     """
     from ..data import read_dataset
+    from ..data.text import readable
 
     require_library()
     whole = read_dataset(data, format=format) if isinstance(data, (str, os.PathLike)) else data
+    if split == "val" and val_fraction:
+        whole = whole.with_val(val_fraction, seed)
     part = _checked(whole, split, settings.tolerance)
     detector, identity = _load(model, settings)
     names = tuple(whole.class_names)
+    if whole.format in BY_BOXES and set(names) < set(detector.config.class_names):
+        names += tuple(name for name in detector.config.class_names if name not in names)
     mapping = None if settings.single_class else class_mapping(detector.config.class_names, names)
-    predictions, ms_per_image, stages = predict_records(detector, part.records, settings)
-    ground_truth: Sequence[GroundTruthLike] = part.records
+    answers, ms_per_image, stages = predict_records(detector, part.records, settings)
+    records = [record for record, answer in zip(part.records, answers, strict=True) if answer is not None]
+    predictions = [answer for answer in answers if answer is not None]
+    ground_truth: Sequence[GroundTruthLike] = records
     if settings.single_class:
         names = (SINGLE_CLASS,)
         ground_truth = [
-            GroundTruth(r.boxes, np.zeros_like(r.labels), crowd=r.crowd, difficult=r.difficult) for r in part.records
+            GroundTruth(r.boxes, np.zeros_like(r.labels), crowd=r.crowd, difficult=r.difficult) for r in records
         ]
         iou = _suppression(detector, settings)
         predictions = [suppressed(p, np.zeros_like(p.labels), iou) for p in predictions]
@@ -235,31 +261,39 @@ def validate(
         identity,
         command=shlex.join(["agssp-zoo", *sys.argv[1:]]) if command is None else command,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        data=whole.path or "(in memory)",
+        data=readable(whole.path) or "(in memory)",
         data_fingerprint=part.fingerprint(),
         split=split,
+        unreadable=[r.key for r, answer in zip(part.records, answers, strict=True) if answer is None],
         settings=_chosen(detector, settings),
         ms_per_image=ms_per_image,
         ms_per_stage=stages,
         machine=machine(),
         versions=versions(),
     )
-    return Validation(metrics, about, part.records, ground_truth, predictions, stricter)
+    return Validation(metrics, about, records, ground_truth, predictions, stricter)
 
 
 def predict_records(
     detector: DetectorLike, records: Sequence[Record], settings: ValidationSettings
-) -> tuple[list[Prediction], float, dict[str, float]]:
+) -> tuple[list[Prediction | None], float, dict[str, float]]:
     """Detections of all images, in their order.
 
     Images of one shape run together, so that a batch is not padded. The time is wall-clock, from arrays to
     detections; the first batch is left out of it, as engines allocate and compile there.
 
     Returns:
-        The predictions with the detector's class numbers, milliseconds an image, milliseconds of each stage an image.
+        The predictions with the detector's class numbers (``None`` where the image cannot be read), milliseconds an
+        image, milliseconds of each stage an image.
+
+    Raises:
+        DataError: more images than tolerated, or all, cannot be read.
+        AgsspZooError: an image cannot be read, where none may be.
     """
     from ..data.progress import progress
 
+    allowed = settings.tolerance * len(records)
+    unreadable: list[str] = []
     order = sorted(range(len(records)), key=lambda i: (records[i].height, records[i].width, i))
     together = settings.batch if settings.tile is None else 1  # tiles of one image fill a batch, and its memory
     batches = [order[start : start + together] for start in range(0, len(order), together)]
@@ -267,31 +301,58 @@ def predict_records(
     seconds, timed = 0.0, 0
     stages: dict[str, float] = {}
     for number, batch in enumerate(progress(batches, len(batches), "evaluating (batches)")):
-        images = [records[index].load_image() for index in batch]
+        images, read = [], []
+        for index in batch:
+            try:
+                images.append(records[index].load_image())
+                read.append(index)
+            except (AgsspZooError, OSError) as error:
+                unreadable.append(str(error))
+                if not settings.tolerance:
+                    raise
+                if len(unreadable) > allowed or len(unreadable) == len(records):
+                    raise DataError(_too_many(unreadable, len(records), settings.tolerance)) from None
+        if not images:
+            continue
         started = time.perf_counter()
         found = detector.predict(
             images, conf=settings.conf, iou=settings.iou, size=settings.size, batch=settings.batch, **settings.tiling
         )
         elapsed = time.perf_counter() - started
         if number or len(batches) == 1:
-            seconds, timed = seconds + elapsed, timed + len(batch)
+            seconds, timed = seconds + elapsed, timed + len(read)
             for answer in found:
                 for stage, ms in getattr(answer, "timing", {}).items():
                     stages[stage] = stages.get(stage, 0.0) + float(ms)
-        for index, answer in zip(batch, found, strict=True):
+        for index, answer in zip(read, found, strict=True):
             predictions[index] = Prediction(answer.boxes, answer.scores, answer.labels)
     per_stage = {stage: total / timed for stage, total in stages.items() if stage != "read"}
-    return [p for p in predictions if p is not None], 1000.0 * seconds / max(timed, 1), per_stage
+    return predictions, 1000.0 * seconds / max(timed, 1), per_stage
+
+
+def _too_many(unreadable: Sequence[str], images: int, tolerance: float) -> str:
+    listed = "; ".join(error.rstrip(".") for error in unreadable[:5])
+    why = "which leaves none" if len(unreadable) == images else f"more than the tolerance of {tolerance:.2%}"
+    return (
+        f"{len(unreadable)} of {images} images cannot be read, {why}: {listed}. Repair or remove them, or raise the "
+        "tolerance."
+    )
 
 
 def _checked(whole: Dataset, split: str, tolerance: float) -> Dataset:
     """One split, refused when labels were lost; a split of defect-free images only is fine."""
-    part = whole.split(split)
+    try:
+        part = whole.split(split)
+    except DataError as error:
+        if split != "val":
+            raise
+        raise DataError(
+            f"{error} In measuring, --val-fraction 0.2 does the same; with the --seed of a fine-tuning (0) they are "
+            "the images that it validated on."
+        ) from None
     if not any(len(record.labels) for record in whole.records):
         whole.require_clean(tolerance=1.0)
-    if any(len(record.labels) for record in part.records) or len(part.errors) > tolerance * len(part.records):
-        part.require_clean(tolerance)
-    return part
+    return part.require_clean(tolerance, labels=False, whole=len(whole))
 
 
 def _load(model: str | os.PathLike[str] | DetectorLike, settings: ValidationSettings) -> tuple[DetectorLike, About]:

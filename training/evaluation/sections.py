@@ -40,7 +40,8 @@ def result(metrics: Metrics, about: About) -> str:
         f'<div class="tile{" main" if main else ""}"><b>{value}</b><span>{label}</span></div>'
         for label, value, main in tiles
     )
-    notes = "".join(f'<div class="note-box">{escape(note)}</div>' for note in words.caveats(metrics))
+    known = [*filter(None, [words.left_out(about.unreadable)]), *words.caveats(metrics)]
+    notes = "".join(f'<div class="note-box">{escape(note)}</div>' for note in known)
     return f'<p>{escape(words.summary(metrics) + interval)}</p><div class="tiles">{boxes}</div>{notes}'
 
 

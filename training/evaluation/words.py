@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .curves import ThresholdAdvice
 from .metrics import ClassMetrics, Metrics
@@ -54,6 +55,16 @@ def summary(metrics: Metrics) -> str:
             + (" (means over the classes)." if with_boxes > 1 else ".")
         )
     return " ".join(parts)
+
+
+def left_out(keys: Sequence[str], limit: int = 8) -> str:
+    """Which images could not be read; empty where all could be."""
+    if not keys:
+        return ""
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"{count(len(keys), 'image')} cannot be read and {'is' if len(keys) == 1 else 'are'} left out: " + (
+        ", ".join(keys[:limit]) + more + "."
+    )
 
 
 def caveats(metrics: Metrics) -> list[str]:
