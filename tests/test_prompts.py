@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def test_an_object_without_prompts_is_an_error_that_helps():
         ("tarnish", "scratch", "[twice] two defects are the same: scratch; remove one"),
         ("plain {object}", "{object} with a golden shine", "[twice] two normal states are the same"),
         ("a brown film", "a film " * 30 + "x", "[too-long] a description has 69 words"),
+        ("a brown film", "a-film-" * 30 + "x", "[too-long] a description has 69 words"),
     ],
 )
 def test_what_is_wrong_is_said(write: Any, old: str, new: str, expected: str):
@@ -217,6 +219,25 @@ def test_check_is_content_with_good_files(write: Any, run: Run):
     assert (code, err) == (0, "") and out.endswith("brass.toml: fine (brass fitting: 2 normal states, 2 defects)\n")
     code, out, _ = run("prompts", "check")
     assert code == 0 and len(out.splitlines()) == len(SHIPPED)
+
+
+def test_check_counts_the_tokens_that_maps_by_text_make(write: Any, run: Run, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
+    text = pytest.importorskip("agssp_zoo.training.anomaly.text")
+    clip = pytest.importorskip("agssp_zoo.training.anomaly.clip")
+    file = write("a brown film", "electrochemically polymerised " * 12 + "film")
+    prompts, found = check_prompts(file)
+    assert prompts is not None and not found  # few words, many tokens
+    longest = max(clip.count_tokens(text.sentences(prompts).abnormal))
+    code, out, _ = run("prompts", "check", file)
+    assert longest > 77 and code == 1 and out.count("error [too-long]") == 1
+    assert f"a description has {longest} tokens with its template ('brass fitting with tarnish" in out
+    # It is what the model itself refuses.
+    tokens = clip.Clip("clip", "", False, *[None] * 5, tokenizer=tokenizer)._tokens
+    with pytest.raises(InvalidArgumentError, match="longer than the 77 tokens"):
+        tokens(text.sentences(prompts).abnormal)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert run("prompts", "check", file)[0] == 0  # which counts words only
 
 
 def test_check_says_when_there_is_no_such_file(run: Run):

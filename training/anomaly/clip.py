@@ -38,7 +38,12 @@ NO_WEIGHTS = "none"
 """Newly drawn weights, for tests and for measuring speed."""
 CONFIG_FILE = "open_clip_config.json"
 
+CONTEXT = 77
+"""Tokens that CLIP models read of a sentence, those of start and end included."""
+
 _TEXT_BATCH = 64
+_LONGEST = 512
+"""Tokens that a sentence is cut at when they are counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +120,20 @@ class Clip:
         return tokens
 
 
+def count_tokens(sentences: Sequence[str]) -> list[int]:
+    """How many tokens CLIP's own tokenizer makes of sentences, with those of start and end; needs no model.
+
+    Raises:
+        MissingDependencyError: open_clip is not installed.
+    """
+    _import_open_clip()
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokens: Tensor = SimpleTokenizer()(list(sentences), context_length=_LONGEST)
+    counts: list[int] = (tokens.argmax(dim=1) + 1).tolist()  # the end has the highest number
+    return counts
+
+
 def load_clip(
     model: str = DEFAULT_MODEL,
     weights: str | None = None,
@@ -142,11 +161,7 @@ def load_clip(
         HubError: the weights cannot be downloaded.
         MissingDependencyError: open_clip is not installed.
     """
-    huggingface_hub()  # which open_clip imports: first its telemetry is switched off
-    try:
-        import open_clip
-    except ImportError:
-        raise MissingDependencyError("Maps by text need open_clip; run `pip install 'agssp-zoo[train]'`.") from None
+    open_clip = _import_open_clip()
     model, weights = _settle(open_clip, model, weights)
     tag = _tag(open_clip, model, weights)
     try:
@@ -183,6 +198,15 @@ def load_clip(
         module=module,
         tokenizer=tokenizer,
     )
+
+
+def _import_open_clip() -> Any:
+    huggingface_hub()  # which open_clip imports: first its telemetry is switched off
+    try:
+        import open_clip
+    except ImportError:
+        raise MissingDependencyError("Maps by text need open_clip; run `pip install 'agssp-zoo[train]'`.") from None
+    return open_clip
 
 
 def _tokenizer(open_clip: Any, model: str) -> Any:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agssp_zoo.errors import DataError, InvalidArgumentError
+from agssp_zoo.errors import DataError, InvalidArgumentError, MissingDependencyError
 
 from ..data.problems import Problem, Problems, some
 
@@ -36,7 +36,7 @@ OBJECT = "{object}"
 DETAILED = "{object} with {name} defect, it appears as {appearance}"
 """The detailed description of a defect (KeAD)."""
 MAX_WORDS = 50
-"""CLIP reads 77 tokens, templates included; a word is about one and a third."""
+"""CLIP reads 77 tokens, templates included; a word is about one and a third. A compound with hyphens is several."""
 
 _KEYS = ("object", "normal", "defects", "aliases")
 _DEFECT_KEYS = ("name", "appearance")
@@ -147,8 +147,15 @@ def _plain(name: str) -> str:
 # --- checking ---------------------------------------------------------------------------------------------------
 
 
-def check_prompts(path: str | os.PathLike[str]) -> tuple[PromptSet | None, tuple[Problem, ...]]:
+def check_prompts(
+    path: str | os.PathLike[str], *, tokens: bool = False
+) -> tuple[PromptSet | None, tuple[Problem, ...]]:
     """Reads a prompt file critically.
+
+    Args:
+        path: the file.
+        tokens: where open_clip is installed, also count the tokens that CLIP makes of each sentence, as maps by text
+            do; importing it takes seconds.
 
     Returns:
         The prompts, ``None`` when there is an error; and all that is wrong, each with what to do about it.
@@ -157,6 +164,8 @@ def check_prompts(path: str | os.PathLike[str]) -> tuple[PromptSet | None, tuple
     problems = Problems()
     values = _read(file, problems)
     prompts = None if values is None else _parse(file, values, problems)
+    if prompts is not None and tokens:
+        _check_tokens(file, prompts, problems)
     bad = any(problem.severity == "error" for problem in problems)
     return None if bad else prompts, tuple(problems)
 
@@ -193,10 +202,33 @@ def _parse(file: Path, values: dict[str, Any], problems: Problems) -> PromptSet:
     check.repeated([defect.name for defect in defects], "defects")
     prompts = PromptSet(file.stem, name, tuple(normal), tuple(defects), tuple(aliases), str(file))
     for state in (*prompts.normal_states, *prompts.defect_states):
-        if len(state.split()) > MAX_WORDS:
-            what = f"a description has {len(state.split())} words ({state[:40]!r}...); CLIP reads about {MAX_WORDS}"
+        if (count := _count_words(state)) > MAX_WORDS:
+            what = f"a description has {count} words ({state[:40]!r}...); CLIP reads about {MAX_WORDS}"
             problems.error("too-long", file, f"{what}: shorten it")
     return prompts
+
+
+def _count_words(state: str) -> int:
+    return len(re.findall(r"\w+", state))
+
+
+def _check_tokens(file: Path, prompts: PromptSet, problems: Problems) -> None:
+    """Notes states that are too long in a template of maps by text, as far as their words do not tell already."""
+    try:
+        from .clip import CONTEXT, count_tokens
+        from .text import in_templates, states
+
+        normal, abnormal = states(prompts)
+        short = [state for state in (*normal, *abnormal) if _count_words(state) <= MAX_WORDS]
+        counts = count_tokens(in_templates(short))
+    except (ImportError, MissingDependencyError):
+        return
+    each = len(counts) // len(short) if short else 0
+    for number, state in enumerate(short):
+        longest = max(counts[number * each : (number + 1) * each])
+        if longest > CONTEXT:
+            what = f"a description has {longest} tokens with its template ({state[:40]!r}...); CLIP reads {CONTEXT}"
+            problems.error("too-long", file, f"{what}: shorten it")
 
 
 class _Checks:

@@ -46,7 +46,7 @@ def _list(as_json: bool) -> int:
 
 def _check(files: list[str], as_json: bool) -> int:
     """Prints every problem of some files."""
-    checked = {path: check_prompts(path) for path in map(find_prompts, files)}
+    checked = {path: check_prompts(path, tokens=True) for path in map(find_prompts, files)}
     problems = [problem for _, found in checked.values() for problem in found]
     if as_json:
         print_json({"files": [str(path) for path in checked], "problems": [p.to_dict() for p in problems]})

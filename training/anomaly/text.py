@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,15 +88,18 @@ class Sentences:
 
 def sentences(prompts: PromptSet) -> Sentences:
     """Every state of an object in every template."""
-    generic = [[s.replace("{object}", prompts.object) for s in states] for states in (NORMAL_STATES, ABNORMAL_STATES)]
-    return Sentences(
-        _in_templates([*generic[0], *prompts.normal_states]),
-        _in_templates([*generic[1], *prompts.defect_states]),
-        _in_templates([""]),
-    )
+    normal, abnormal = states(prompts)
+    return Sentences(in_templates(normal), in_templates(abnormal), in_templates([""]))
 
 
-def _in_templates(states: list[str]) -> tuple[str, ...]:
+def states(prompts: PromptSet) -> tuple[list[str], list[str]]:
+    """The normal and the abnormal states of an object, the generic ones first."""
+    generic = [[s.replace("{object}", prompts.object) for s in side] for side in (NORMAL_STATES, ABNORMAL_STATES)]
+    return [*generic[0], *prompts.normal_states], [*generic[1], *prompts.defect_states]
+
+
+def in_templates(states: Sequence[str]) -> tuple[str, ...]:
+    """Every state in every template, state after state."""
     return tuple(template.replace("{}", state) for state in states for template in TEMPLATES)
 
 
