@@ -310,7 +310,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "-n",
         "3",
         "--size",
-        "32x48",
+        "48x32",
         "--style",
         "neu",
         "--splits",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agssp_zoo.commands.options import image_size
 from agssp_zoo.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="auto", help="the data's format, where it is not recognised")
     parser.add_argument("--engine", default="auto", choices=("auto", "onnx", "pytorch", "openvino"))
     parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cpu or cuda (default: cpu)")
-    parser.add_argument("--size", type=_size, help="input size: N for the longer side, or HxW (default: the model's)")
+    parser.add_argument(
+        "--size", type=image_size, help="input size: N for the longer side, or WxH (default: the model's)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
     parser.add_argument("--conf", type=float, default=0.001, help="lowest score that counts (default: 0.001)")
     parser.add_argument(
         "--iou", type=float, help="IoU above which overlapping boxes are dropped (default: the model's)"
     )
-    parser.add_argument("--tile", type=_size, metavar="N|HxW", help="cut images into tiles of so many pixels")
+    parser.add_argument("--tile", type=image_size, metavar="N|WxH", help="cut images into tiles of so many pixels")
     parser.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
     parser.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     wish = parser.add_mutually_exclusive_group()
@@ -169,17 +172,3 @@ def table(metrics: Metrics) -> list[str]:
         for row in rows
     ]
     return [*lines, *caveats(metrics)]
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    """``640`` or ``480x640`` (height x width)."""
-    sides = text.lower().split("x")
-    try:
-        values = tuple(int(side) for side in sides)
-    except ValueError:
-        values = ()
-    if len(values) == 1:
-        return values[0]
-    if len(values) == 2:
-        return values[0], values[1]
-    raise argparse.ArgumentTypeError(f"{text!r} is no size; give N, or HxW for height x width")

@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``draw-surfaces``."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make (must not exist, or be empty)")
     parser.add_argument("-n", type=int, required=True, metavar="N", help="number of images")
-    parser.add_argument("--size", type=_size, default=(256, 256), metavar="S", help="side, or HxW (default: 256)")
+    parser.add_argument("--size", type=_size, default=(256, 256), metavar="S", help="side, or WxH (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: 0)")
     parser.add_argument("--style", default="metal", help="metal, or neu for gray hot-rolled steel as NEU-DET's")
     parser.add_argument("--surface", help="draw only this surface, e.g. brushed (default: all)")
@@ -43,14 +43,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """``640`` or ``480x640`` as (height, width)."""
+    """``640``, or ``640x480`` as (height, width)."""
     parts = text.lower().split("x")
     try:
-        height, width = (int(parts[0]), int(parts[-1])) if len(parts) <= 2 else (0, 0)
+        height, width = (int(parts[-1]), int(parts[0])) if len(parts) <= 2 else (0, 0)
     except ValueError:
         height, width = 0, 0
     if height <= 0 or width <= 0:
-        raise argparse.ArgumentTypeError(f"give a side such as 640, or height and width such as 480x640, not {text!r}")
+        raise argparse.ArgumentTypeError(f"give a side such as 640, or width and height such as 640x480, not {text!r}")
     return height, width
 
 
