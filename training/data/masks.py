@@ -91,8 +91,8 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
                     box = Box(columns.start, rows.start, columns.stop, rows.stop, -1)
                     named.boxes.append((pending, name, box))
     if listed is None and numbers == {1}:  # no mask of the whole set tells classes apart
-        one = _numbered(1)
-        named.boxes = [(pending, "defect" if name == one else name, box) for pending, name, box in named.boxes]
+        first = _numbered(1)
+        named.boxes = [(pending, "defect" if name == first else name, box) for pending, name, box in named.boxes]
     return named.finish(root, "masks", listed, "mask", problems)
 
 
