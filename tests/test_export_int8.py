@@ -79,16 +79,17 @@ def test_the_file_keeps_the_contract(folder, quantized):
 
 def test_it_answers_nearly_as_before_in_any_batch_and_size(folder, quantized):
     session, reference = open_session(quantized.path), open_session(folder / "model.onnx")
-    for size in ((1, 320, 320), (2, 288, 320)):  # as large as the detector is meant to see things
+    # As large as the detector is meant to see things; several, for one image has a handful of detections.
+    for size in ((4, 320, 320), (6, 288, 320)):
         images = surfaces(size[0], size[1:])
         feeds = {"images": images, "conf_threshold": np.array([0.01], np.float32)}
         boxes, scores, _, count = session.run(["boxes", "scores", "labels", "count"], feeds)
         expected = reference.run(["boxes", "scores", "labels", "count"], feeds)
-        assert abs(int(count.sum()) - int(expected[3].sum())) <= 0.2 * expected[3].sum()
+        assert abs(int(count.sum()) - int(expected[3].sum())) <= 0.15 * expected[3].sum()
         assert np.abs(scores[:, :10] - expected[1][:, :10]).max() < 0.1
         assert (boxes[:, :10] >= -8).all()
     strict = session.run(["count"], {"images": images, "conf_threshold": np.array([0.999], np.float32)})
-    assert strict[0].tolist() == [0, 0], "thresholds can still be given"
+    assert strict[0].tolist() == [0] * 6, "thresholds can still be given"
     few = session.run(["count"], feeds | {"iou_threshold": np.array([0.0], np.float32)})[0]
     assert few.sum() < count.sum()
 
