@@ -44,7 +44,7 @@ def load_detector(
         providers: ONNX Runtime's execution providers, instead of a device.
         precision: ``"int8"`` or ``"float16"`` take the model's file ``model.int8.onnx`` or ``model.fp16.onnx``, which
             ``agssp-zoo export`` makes; with OpenVINO ``"bfloat16"``, ``"float16"`` and ``"float32"`` say what it
-            computes in. ``None``: the float32 file; OpenVINO computes it in bfloat16 where the CPU can.
+            computes in. ``None``: the float32 file; OpenVINO computes it in bfloat16 where that is quicker.
         **hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, as in huggingface_hub.
 
     Raises:

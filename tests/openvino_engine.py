@@ -21,6 +21,7 @@ from agssp_zoo.onnx_file import without_initializers
 
 pytest.importorskip("openvino")
 
+from agssp_zoo.engines import openvino as openvino_module
 from agssp_zoo.engines.openvino import PRECISIONS, STATIC_SIZES, OpenVinoEngine
 
 SCORE, PIXELS = 1e-4, 0.05
@@ -106,8 +107,14 @@ def test_threads_get_the_answers_to_their_own_images(file):
 
 
 @pytest.mark.skipif(not bfloat16_here(), reason="this CPU has no bfloat16")
-def test_bfloat16_is_taken_where_the_cpu_has_it(file):
-    engine, exact = OpenVinoEngine(file), OpenVinoEngine(file, precision="float32")
+def test_bfloat16_is_taken_where_the_cpu_has_it_and_is_quick_in_it(file, monkeypatch):
+    for gain, precision in ((1.8, "bfloat16"), (0.6, "float32")):
+        monkeypatch.setattr(openvino_module, "_gain", lambda _, gain=gain: gain)
+        assert OpenVinoEngine(file).precision == precision
+    monkeypatch.undo()
+    assert (OpenVinoEngine(file).precision == "bfloat16") == (openvino_module._gain("bfloat16") > 1)
+    assert 0.05 < openvino_module._gain("bfloat16") < 20
+    engine, exact = OpenVinoEngine(file, precision="bfloat16"), OpenVinoEngine(file, precision="float32")
     assert engine.precision == "bfloat16" and exact.precision == "float32"
     images = surfaces(1, (192, 256))
     one, other = (Detector(e).predict(images[0], size=(192, 256), conf=0.01)[0] for e in (exact, engine))
