@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import AgsspZooError, DataError, MissingDependencyError, TrainingError
 
+from .data.problems import some
 from .devices import build_accelerator, is_main, settle_precision, settle_threads
 from .position import Outcome
 from .record import RUN_FILE, command, describe, fingerprint, provenance, write_record
@@ -203,7 +204,7 @@ def _announce(record: dict[str, Any], start: Start, resumed: bool) -> None:
     if resumed:
         lines.append(f"resuming {settings['out']}")
     else:
-        drawn = f"; drawn anew: {_some(start.left)}" if start.left else ""
+        drawn = f"; drawn anew: {some(start.left, 8)}" if start.left else ""
         lines.append(f"weights: {start.source}" + (f" ({start.loaded} tensors{drawn})" if start.loaded else ""))
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
@@ -235,11 +236,6 @@ def _turned_classes(train: Dataset, val: Dataset, settings: TrainSettings) -> st
     names = shlex.join(sorted({turned.name for turned in found}.union(settings.turn_classes)))
     advice = f"      --quarter-turn 0.5 --turn-classes {names} teaches the network both directions\n"
     return "".join(f"note: class {turned}\n" for turned in found) + advice
-
-
-def _some(names: tuple[str, ...], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ def to_text(outcome: Outcome, pictures: Sequence[str] = ()) -> str:
         lines.append("all of them were there already")
     if lost := outcome.unreadable:
         images = "an image" if len(lost) == 1 else f"{len(lost)} images"
-        lines.append(f"without {images} that cannot be read: {some(list(lost), 5)}")
+        lines.append(f"without {images} that cannot be read: {some(lost, 5)}")
     lines += [*outcome.notes, *([f"pictures: {pictures[0]}"] if pictures else [])]
     return "\n".join(lines) + "\n"
 

@@ -38,7 +38,7 @@ Warnings of ``agssp-zoo check-data``::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ class Problems:
         self.add("warning", code, file, message, line=line, key=key)
 
 
-def some(names: list[str], limit: int = 3) -> str:
+def some(names: Sequence[str], limit: int = 3) -> str:
     """The first few names of a list for a message: ``"a, b, c and 5 more"``."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

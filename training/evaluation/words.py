@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..data.problems import some
 from .curves import ThresholdAdvice
 from .metrics import ClassMetrics, Metrics
 
@@ -61,10 +62,8 @@ def left_out(keys: Sequence[str], limit: int = 8) -> str:
     """Which images could not be read; empty where all could be."""
     if not keys:
         return ""
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return f"{count(len(keys), 'image')} cannot be read and {'is' if len(keys) == 1 else 'are'} left out: " + (
-        ", ".join(keys[:limit]) + more + "."
-    )
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{count(len(keys), 'image')} cannot be read and {verb} left out: {some(keys, limit)}."
 
 
 def caveats(metrics: Metrics) -> list[str]:
