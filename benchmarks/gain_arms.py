@@ -73,6 +73,7 @@ class Arm:
 
 
 _LITE = "yolov8_resnet50_lite"
+_LITE_IMAGENET = "{out}/resnet50_imagenet"
 _IMAGENET = "{imagenet} --options v1_strides=true"
 _VAL = "--exclude {data}/neu_det/val.txt"
 _AGBP = f"pretrain-backbone {_VAL} --recipe cspdarknet_cpu --images {{pool}} --maps {{maps}}"
@@ -116,6 +117,11 @@ STAGES = {
             f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_resnet50_lite "
             "--backbone-weights {out}/resnet50_agbp/last --size 192 --optimizer adamw --epochs 4",
             after="resnet50_agbp",
+        ),
+        Stage(
+            "now_resnet50_agdp",
+            f"pretrain-detector --images {{pool}} {_VAL} --maps {{maps}} --model yolov8_resnet50_lite "
+            "--backbone-weights resnet50.agbp --size 192 --optimizer adamw",
         ),
         Stage("maps_auto", _maps("auto")),
         Stage("maps_own", _maps("own")),
@@ -171,6 +177,10 @@ ARMS = {
             nms_iou=0.5,
         ),
         Arm("resnet50_random", "random weights", f"--model {_LITE} --weights none", detector=_LITE),
+        Arm("now_resnet50_imagenet", "ImageNet", f"--model {_LITE} --weights none --backbone-weights {_LITE_IMAGENET}",
+            "resnet50_imagenet", _LITE, nms_iou=0.5),
+        Arm("now_resnet50_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/now_resnet50_agdp/last", "now_resnet50_agdp",
+            _LITE, nms_iou=0.5),
         *(
             Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
                 f"resnet50_{name}", _LITE)
@@ -192,6 +202,7 @@ TABLES = {
     "keep": ("random", "keep_agbp", "keep_agssp"),
     "now": ("now_random", "now_agssp", "now_turned", "now_turned_class"),
     "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
+    "now_resnet50": ("now_resnet50_imagenet", "now_resnet50_agssp"),
     "studies": ("random", *(f"study_{name}" for name in STUDIES)),
 }
 """The tables of docs/results.md: each arm is compared with the first of its table."""
