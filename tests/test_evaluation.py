@@ -95,7 +95,7 @@ def greedy(truth, answers, label, threshold, iou=0.5):
         mine.sort(key=lambda row: ignore[row])
         taken = set()
         rows = np.flatnonzero((dt.labels == label) & (dt.scores > threshold))
-        for d in rows[np.argsort(-dt.scores[rows], kind="stable")][:100]:
+        for d in rows[np.argsort(-dt.scores[rows], kind="stable")]:
             best, best_iou = None, iou
             for g in mine:
                 if g in taken and not ignore[g]:
@@ -258,6 +258,28 @@ def test_thresholds_hold_what_they_promise(seed):
         for counts in ([greedy(truth, answers, label, t) for label in range(6)] for t in np.arange(0.1, 0.9, 0.1))
     )
     assert metrics.best_f1.f1 >= best
+
+
+def test_thresholds_count_every_detection_of_a_crowded_image():
+    """``predict`` answers them all; only average precision takes COCO's best hundred of a class in an image."""
+    places = np.stack(np.meshgrid(np.arange(15), np.arange(10)), axis=-1).reshape(-1, 2) * 20.0
+    boxes = np.concatenate([places, places + 10], axis=1)
+    scores = np.linspace(0.9, 0.4, 150)
+    truth = [make(boxes, [0] * 150), make([], [])]
+    answers = [make(boxes, [0] * 150, scores), make(boxes[:120], [0] * 120, scores[:120] - 0.01)]
+    metrics = evaluate(truth, answers, ["pit"], miss_rate=0.1)
+    assert metrics.classes[0].ap50 == pytest.approx(pycocotools_precision(build_table(truth, answers, 1, max_det=100),
+                                                                          100)[0, 0, 0])  # fmt: skip
+    assert metrics.map50_low - 1e-9 <= metrics.map50 < 2 / 3 and metrics.detections == 270
+    advice = metrics.classes[0].advice
+    assert advice.reachable and (advice.missed, advice.boxes) == (15, 150)
+    assert greedy(truth, answers, 0, advice.threshold) == (135, 2 * advice.false_alarms_per_image)
+    every = metrics.curves[0]
+    assert (every.found[-1], every.false_alarms[-1], every.flagged_clean[-1]) == (150, 120, 1)
+    point = metrics.best_f1
+    assert greedy(truth, answers, 0, point.threshold) == (point.found, point.false_alarms)
+    assert metrics.confusion.matrix.sum() == 150 + point.false_alarms
+    assert sum(len(image.detections) for image in metrics.per_image) == point.found + point.false_alarms
 
 
 def test_an_unreachable_miss_rate_says_what_is_possible():

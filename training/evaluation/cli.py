@@ -54,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image",
     )  # fmt: skip
     parser.add_argument(
-        "--max-det", type=int, default=100, help="the best so many detections of a class in an image count (COCO: 100)"
-    )
+        "--max-det", type=int, default=100, metavar="N",
+        help="the best N detections of a class in an image count for average precision (COCO: 100)",
+    )  # fmt: skip
     parser.add_argument("--single-class", action="store_true", help="count every defect as one class")
     parser.add_argument(
         "--ignore-difficult", action="store_true", help="leave boxes marked difficult out, as Pascal VOC does"

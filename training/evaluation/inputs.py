@@ -8,7 +8,7 @@ The core knows neither files nor models. Anything with the attributes of :class:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -124,6 +124,21 @@ class Table:
     dt_score: Floats
     dt_index: Ints
 
+    def among_best(self, max_det: int) -> Bools:
+        """(D,) whether each detection is among the best ``max_det`` of its class in its image (COCO's maxDets)."""
+        return _rank_within(self.dt_image * self.classes + self.dt_label) < max_det
+
+    def with_detections(self, keep: Bools) -> Table:
+        """The table with the detections that a mask (D,) keeps."""
+        return replace(
+            self,
+            dt_image=self.dt_image[keep],
+            dt_label=self.dt_label[keep],
+            dt_box=self.dt_box[keep],
+            dt_score=self.dt_score[keep],
+            dt_index=self.dt_index[keep],
+        )
+
 
 def class_mapping(model_names: Sequence[str], data_names: Sequence[str]) -> Ints | None:
     """How a model's labels become the data's: by name, whatever the order.
@@ -162,7 +177,7 @@ def build_table(
     predictions: Sequence[PredictionLike],
     classes: int,
     *,
-    max_det: int,
+    max_det: int | None,
     ignore_difficult: bool = False,
 ) -> Table:
     """Checks all images' arrays and lays them out flat.
@@ -171,7 +186,7 @@ def build_table(
         ground_truth: labels, one entry an image.
         predictions: detections of the same images, in the same order and with the same class numbers.
         classes: number of classes.
-        max_det: the best so many detections of a class in an image are kept (COCO's maxDets).
+        max_det: the best so many detections of a class in an image are kept (COCO's maxDets); ``None``: all.
         ignore_difficult: whether difficult boxes are ignored like crowd boxes.
 
     Raises:
@@ -185,7 +200,7 @@ def build_table(
         )
     if classes < 1:
         raise InvalidArgumentError("class_names is empty; evaluation needs at least one class.")
-    if max_det < 1:
+    if max_det is not None and max_det < 1:
         raise InvalidArgumentError(f"max_det is {max_det}; it must be at least 1.")
     gt_counts = np.array([len(g.labels) for g in ground_truth], np.int64)
     dt_counts = np.array([len(p.labels) for p in predictions], np.int64)
@@ -218,8 +233,6 @@ def build_table(
         raise InvalidArgumentError(f"The predictions of image {first} hold a score that is no number.")
 
     order = np.argsort(-dt_score, kind="stable")
-    rank = _rank_within(dt_image[order] * classes + dt_label[order])
-    order = order[rank < max_det]
     gt_box[:, 2:] -= gt_box[:, :2]
     dt_box[:, 2:] -= dt_box[:, :2]
     if (gt_box[:, 2:] < 0).any():
@@ -229,7 +242,7 @@ def build_table(
             "bottom lies above its top; run `agssp-zoo check-data`."
         )
     np.maximum(dt_box[:, 2:], 0.0, out=dt_box[:, 2:])
-    return Table(
+    table = Table(
         images=len(ground_truth),
         classes=classes,
         gt_image=gt_image,
@@ -243,6 +256,7 @@ def build_table(
         dt_score=dt_score[order],
         dt_index=_index_within(dt_counts)[order],
     )
+    return table if max_det is None else table.with_detections(table.among_best(max_det))
 
 
 def _name(images: Sequence[object], index: int) -> str:

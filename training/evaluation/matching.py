@@ -53,6 +53,10 @@ class Matches:
     gt: Ints
     ignored: Bools
 
+    def with_detections(self, keep: Bools) -> Matches:
+        """The outcome for the detections that a mask (D,) keeps; right where those left out come after them."""
+        return Matches(self.gt[:, keep], self.ignored[:, keep])
+
 
 def find_pairs(table: Table) -> Pairs:
     """All pairs of a detection and a box of the same image that overlap by at least :data:`BACKGROUND_IOU`."""

@@ -77,12 +77,12 @@ class Metrics:
         difficult_boxes: labelled boxes marked difficult.
         map50_counting_difficult: map50 when difficult boxes count like all others.
         map50_ignoring_difficult: map50 when they are ignored, as Pascal VOC does.
-        detections: detections scored.
+        detections: all detections.
         classes: one entry a class.
         classes_without_boxes: names of classes that this split has no box of; they are left out of every mean.
         confusion: at the common threshold.
         iou: the IoU from which a detection finds a box, for everything but AP.
-        max_det: the best so many detections of a class in an image counted.
+        max_det: the best so many detections of a class in an image counted for AP.
         conf: the score threshold that the predictions were made with.
         curves: precision and recall over thresholds, for plots.
         per_image: what happened in each image at the common threshold.
@@ -182,7 +182,8 @@ def evaluate(
         predictions: detections of the same images, in the same order and with the same class numbers; made with a
             low score threshold (0.001), for average precision needs the uncertain ones too.
         class_names: names of all classes in label order.
-        max_det: the best so many detections of a class in an image count (COCO: 100).
+        max_det: the best so many detections of a class in an image count for average precision (COCO: 100). For
+            everything else all count, for the model answers them all.
         ignore_difficult: whether difficult boxes are ignored like crowd boxes.
         iou: the IoU from which a detection finds a box, for everything but AP; at least 0.1.
         miss_rate: the share of a class's boxes that its advised threshold may miss, 0-1.
@@ -199,14 +200,17 @@ def evaluate(
         raise InvalidArgumentError(f"miss_rate is {miss_rate}; give a share from 0 to below 1, e.g. 0.05 for 5 %.")
     if not 0.1 <= iou <= 1.0:
         raise InvalidArgumentError(f"iou is {iou}; it must lie in 0.1-1.")
-    table = build_table(ground_truth, predictions, len(names), max_det=max_det, ignore_difficult=ignore_difficult)
-    coco = coco_numbers(table, max_det=max_det)
+    if max_det < 1:
+        raise InvalidArgumentError(f"max_det is {max_det}; it must be at least 1.")
+    table = build_table(ground_truth, predictions, len(names), max_det=None, ignore_difficult=ignore_difficult)
+    best = table.among_best(max_det)
+    coco = coco_numbers(table.with_detections(best), max_det=max_det)
     pairs = find_pairs(table)
     matches = match(table, pairs, np.array([iou, IOU_THRESHOLDS[0]]))
     curves = class_curves(table, pairs, matches, floor=conf)
     common = common_point(curves)
     analysis = analyse(table, pairs, matches, common.threshold, iou)
-    low, high = _interval(table, matches, resamples)
+    low, high = _interval(table.with_detections(best), matches.with_detections(best), resamples)
     counted = ~table.gt_ignore
     difficult = sum(int(np.sum(g.difficult)) for g in ground_truth)
     map50 = other = nan_mean(coco.ap[0, :, 0])

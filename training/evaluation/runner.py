@@ -72,7 +72,7 @@ class ValidationSettings:
         overlap: least share of a tile that the next one covers again.
         tile_whole: look at the whole image besides its tiles.
         miss_rate: share of a class's boxes that its advised threshold may miss.
-        max_det: the best so many detections of a class in an image count (COCO: 100).
+        max_det: the best so many detections of a class in an image count for average precision (COCO: 100).
         single_class: whether every defect counts as one class, whatever it is called.
         ignore_difficult: whether difficult boxes are ignored like crowd boxes, as Pascal VOC does.
         tolerance: accepted share of images with errors in their labels, and of images that cannot be read, which are

@@ -248,7 +248,10 @@ def made(metrics: Metrics, about: About) -> str:
         ("settings", escape(", ".join(f"{key} {value}" for key, value in about.settings.items()))),
         (
             "scoring",
-            escape(f"at most {metrics.max_det} detections of a class in an image, scores above {metrics.conf:g}"),
+            escape(
+                f"scores above {metrics.conf:g}; for average precision at most {metrics.max_det} detections of a class "
+                "in an image"
+            ),
         ),
         ("time an image", escape(", ".join(f"{name} {ms:.1f} ms" for name, ms in about.ms_per_stage.items()))),
         ("machine", escape(", ".join(f"{key} {value}" for key, value in about.machine.items()))),
