@@ -137,6 +137,21 @@ def test_the_best_and_worst_images_are_shown_with_their_boxes(tmp_path):
     assert without.count("figure", class_="card") == 0 and "Images" not in without.text
 
 
+def test_few_images_stand_once_and_errors_are_not_denied(tmp_path):
+    """With fewer images than are shown, those with a found box and an error could be best and worst."""
+    box, other = [0, 0, 10, 10], [30, 30, 40, 40]
+    truth = [make([box], [0])] * 3
+    answers = [make([box, *[other] * wrong], [0] * (1 + wrong), [0.5, *[0.9] * wrong]) for wrong in (1, 2, 3)]
+    for first, shown in ((0, [[0, 1], [2]]), (2, [[2], []])):
+        metrics = evaluate(truth[first:], answers[first:], ["pit"], resamples=0)
+        chosen = choose(metrics.per_image, truth[first:], 1, 6)
+        assert [[r.index + first for r in side] for side in chosen] == shown
+        page, _ = report(tmp_path, metrics, ground_truth=truth[first:], predictions=answers[first:],
+                         load_image=gray_image)  # fmt: skip
+        assert "No image has an error" not in page.text
+        assert ("No other image has an error" in page.text) == (not shown[1])
+
+
 @pytest.mark.parametrize("classes", [1, 2, 20])
 def test_any_number_of_classes(tmp_path, classes):
     names = [f"a rather long name of defect kind {label}" for label in range(classes)]

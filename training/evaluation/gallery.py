@@ -51,13 +51,17 @@ def choose(
 
     Returns:
         Best and worst, at most ``count`` each; an image without errors is never among the worst, one without a
-        found box never among the best.
+        found box never among the best. One that could stand in both, as there are few images, stands where it comes
+        sooner.
     """
     best = sorted((r for r in results if r.found), key=lambda r: (-r.f1, -r.found, -r.certainty, r.index))
     worst = sorted((r for r in results if r.errors), key=lambda r: (r.f1, -r.errors, r.index))
-    picked = [_varied(ranked, ground_truth, classes, count) for ranked in (best, worst)]
-    best_indices = {r.index for r in picked[0]}
-    return picked[0], [r for r in picked[1] if r.index not in best_indices]
+    best, worst = (_varied(ranked, ground_truth, classes, count) for ranked in (best, worst))
+    place, other = ({r.index: at for at, r in enumerate(picked)} for picked in (best, worst))
+    return (
+        [r for r in best if place[r.index] <= other.get(r.index, count)],
+        [r for r in worst if other[r.index] < place.get(r.index, count)],
+    )
 
 
 def _varied(

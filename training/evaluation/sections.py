@@ -223,8 +223,9 @@ def gallery(
     if metrics.best_f1.threshold is None:
         intro = "There is no threshold to draw detections for; the labels are drawn."
     parts = [f"<p>{intro}</p>"]
+    no_worst = "No other image has an error." if any(r.errors for r in best) else "No image has an error."
     for heading, chosen, empty in (
-        ("Worst images", worst, "No image has an error."),
+        ("Worst images", worst, no_worst),
         ("Best images", best, "No image has a box that was found."),
     ):
         cards = "".join(
