@@ -142,11 +142,17 @@ def check_fits(file: ThresholdFile, config: ModelConfig, weights_sha256: str | N
     post = config.postprocess
     size = config.preprocess.size
     own = {"size": size if isinstance(size, int) else list(size), "iou": post.iou if post else None}
+    remove = " --remove" if post and post.class_conf else ""
+    # Not by hand: the IoU stands in the ONNX files, too.
+    change = {
+        "size": "change size in config.json",
+        "iou": f"give the model that IoU first: `agssp-zoo thresholds MODEL --iou {file.settings.get('iou')}{remove}`",
+    }
     for key, value in file.settings.items():
         if value != own[key]:
             raise InvalidArgumentError(
                 f"{file.path} was measured with {key} {value}, but {config.name} runs with {own[key]}; measure again "
-                f"without --{key}, or change {key} in config.json."
+                f"without --{key}, or {change[key]}."
             )
 
 

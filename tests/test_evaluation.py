@@ -638,7 +638,7 @@ def yolo_folder(path, names, boxes):
     return path
 
 
-def test_the_command_measures_an_onnx_model(tmp_path, capsys):
+def test_the_command_measures_an_onnx_model(tmp_path, capsys, monkeypatch):
     from agssp_zoo.cli import main
     from agssp_zoo.folder import sha256_file, write_folder
 
@@ -663,6 +663,10 @@ def test_the_command_measures_an_onnx_model(tmp_path, capsys):
     assert main([*arguments, "--json", "--model", str(model / "model.onnx")]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["map50"] == 0.5 and again["model"]["sha256"] == values["model"]["sha256"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert main([*arguments, "--json", "--model=~/model/model.onnx"]) == 0, "no shell expands it behind an ="
+    assert json.loads(capsys.readouterr().out)["model"]["sha256"] == values["model"]["sha256"]
 
 
 @pytest.mark.parametrize("out", ["file", "file/deeper/still", "link"])

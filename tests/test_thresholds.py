@@ -330,7 +330,7 @@ def test_thresholds_of_another_model_are_refused(tmp_path: Path) -> None:
     for change, weights, words in (
         ({}, "b", "other weights"),
         ({"size": [32, 64]}, None, "size"),
-        ({"iou": 0.5}, None, "iou"),
+        ({"iou": 0.5}, None, "agssp-zoo thresholds MODEL --iou 0.5`"),
         ({"classes": {"pink": 0.5}}, None, "no class 'pink'"),
     ):
         path.write_text(json.dumps(values | change))
@@ -424,6 +424,14 @@ def test_the_commands_from_measuring_to_predicting(tmp_path: Path, capsys: pytes
     assert sum(map(len, found)) and all((one.scores > limits[one.labels]).all() for one in found)
     assert main(["thresholds", str(model)]) == 0 and "0.25 (conf)" in capsys.readouterr().out
     assert main(["thresholds", str(model), "--remove"]) == 0 and ModelFolder.open(model).config == CONFIG
+
+    assert main([*arguments, "--iou", "0.6", "--false-alarms", "2"]) == 0
+    capsys.readouterr()
+    assert main(["thresholds", str(model), str(file), "--unreached", "own"]) == 2
+    told = capsys.readouterr().err.partition("`agssp-zoo ")[2].partition("`")[0]
+    assert main(told.replace("MODEL", str(model)).split()) == 0, "what the message says to do"
+    assert main(["thresholds", str(model), str(file), "--unreached", "own"]) == 0
+    assert load_detector(model).config.postprocess.iou == 0.6
 
     assert main([*arguments, "--single-class", "--miss-rate", "0.1"]) == 2
     assert main([*arguments, "--false-alarms", "1", "--miss-rate", "0.1"]) == 2

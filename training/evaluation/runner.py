@@ -366,7 +366,7 @@ def _load(model: str | os.PathLike[str] | DetectorLike, settings: ValidationSett
     detector: DetectorLike = load_detector(model, engine=settings.engine, device=settings.device)
     engine = _engine_name(detector)
     if str(model).endswith(".onnx"):
-        file = Path(model)
+        file = Path(model).expanduser()
     else:
         file = hub.resolve(model).file("model.safetensors" if engine == "pytorch" else "model.onnx")
     return detector, About(
