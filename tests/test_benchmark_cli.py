@@ -107,6 +107,15 @@ def test_a_file_that_is_missing_is_skipped(only_onnx: Path, capsys: pytest.Captu
     )
 
 
+def test_models_of_one_name_are_told_apart(only_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As two fine-tunings of one model are called; what is given twice is measured once."""
+    models = (MODEL, only_onnx, MODEL, MODEL / "model.onnx")
+    assert run(*models, "--engines", "onnx", "--sizes", 64, *QUICK, "--rounds", 1, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    name = ModelConfig.load(MODEL).name
+    assert [row["model"] for row in rows] == [f"{name} ({MODEL})", f"{name} ({only_onnx})", "model.onnx"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -131,6 +140,27 @@ def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "none.png" in capsys.readouterr().err
     assert run(tmp_path / "none.onnx") == 1
     assert "agssp-zoo export" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert run(MODEL, "--out", out) == 2
+        assert "file is a file; give a folder." in capsys.readouterr().err
+
+
+def test_a_benchmark_without_figures_keeps_the_one_before(
+    only_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (only_onnx, "--sizes", 64, *QUICK, "--rounds", 1, "--out", tmp_path)
+    assert run(*arguments, "--engines", "onnx") == 0
+    before = (tmp_path / "benchmark.json").read_bytes()
+    assert run(*arguments, "--engines", "pytorch") == 1, "there are no weights for it"
+    assert (tmp_path / "benchmark.json").read_bytes() == before
+
+    def interrupted(self: Worker, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "__init__", interrupted)
+    assert run(*arguments, "--engines", "onnx") == 130
+    assert (tmp_path / "benchmark.json").read_bytes() == before
 
 
 def test_interrupted_it_keeps_what_it_has(
@@ -169,6 +199,24 @@ def test_a_process_that_dies_leaves_the_others(
     said = capsys.readouterr()
     assert "ended by signal 9; should memory be short" in said.err
     assert " - " in said.out  # its start was measured, no more
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends a process by a signal")
+def test_a_process_that_dies_at_the_end_keeps_its_rounds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dying(self: Worker, usual: Any = Worker.finish) -> float | None:
+        self._process.kill()
+        self._process.wait()
+        memory: float | None = usual(self)
+        return memory
+
+    monkeypatch.setattr(Worker, "finish", dying)
+    assert run(MODEL, "--engines", "onnx", "--sizes", 64, *QUICK, "--rounds", 2, "--json") == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)["results"]
+    assert row["milliseconds"]["inference"]["count"] == 2 and row["peak_memory_mb"] is None
+    assert "ended by signal 9" in said.err
 
 
 def test_medians_and_quartiles() -> None:

@@ -141,7 +141,10 @@ class Benchmark:
                 if number >= settings.warmup:
                     taken[one].rounds.append(spent)
         for one, worker in running.items():
-            taken[one].memory = worker.finish()
+            try:
+                taken[one].memory = worker.finish()
+            except WorkerFailed as failure:
+                self._give_up(one, taken, failure)
 
     def _give_up(self, one: Candidate, taken: dict[Candidate, _Taken], failure: WorkerFailed) -> None:
         """Leaves a candidate out from here on."""

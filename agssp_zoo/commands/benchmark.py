@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sizes", nargs="+", metavar="N|WxH",
-        help="the network's canvas, in pixels, e.g. 640 1600x256 (width x height; default: the model's own)",
+        help="the network's canvas, in pixels, e.g. 640 1600x256 (width x height; default: the first model's own)",
     )  # fmt: skip
     parser.add_argument("--image", metavar="FILE", help="your image (default: a steel surface drawn in each size)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a prediction (default: 1)")
@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
     told = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(told) if args.threads is None and told.isdecimal() and int(told) else args.threads
     settings = BenchmarkSettings(args.rounds, args.warmup, args.starts, args.batch, threads, args.device)
-    opened = [_open(model, args) for model in args.model]
+    out = Path(args.out).expanduser() if args.out else None
+    if out is not None:
+        _make(out)
+    opened = _distinct(args.model, [_open(model, args) for model in args.model])
     sizes = _sizes(args.sizes, opened[0][2], args.image)
     candidates = [Candidate(name, path, engine) for name, path, _ in opened for engine in engines]
     about: dict[str, Any] = {
@@ -80,9 +83,6 @@ def run(args: argparse.Namespace) -> int:
         "versions": machine.versions(PACKAGES),
         "settings": {**vars(settings), "image": args.image or "drawn by agssp_zoo.training.synthetic, PNG"},
     }
-    out = Path(args.out).expanduser() if args.out else None
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     progress, complete = _Progress(sys.stderr), False
     with tempfile.TemporaryDirectory() as folder:
         images = {size: Path(args.image).absolute() if args.image else _draw(size, Path(folder)) for size in sizes}
@@ -105,6 +105,17 @@ def run(args: argparse.Namespace) -> int:
         _write(results, out)
     _report(results, out, args.json)
     return 0 if complete else 130
+
+
+def _make(out: Path) -> None:
+    """The folder, while nothing has been measured that could be lost."""
+    from agssp_zoo.training.data.places import check_out
+
+    check_out(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from None
 
 
 def _engines(names: list[str] | None) -> list[str]:
@@ -132,6 +143,18 @@ def _open(model: str, args: argparse.Namespace) -> tuple[str, str, ModelConfig]:
     for name in folder.names:
         folder.file(name)
     return folder.config.name, str(folder.path.absolute()), folder.config
+
+
+def _distinct(given: list[str], opened: list[tuple[str, str, ModelConfig]]) -> list[tuple[str, str, ModelConfig]]:
+    """Each model once; those of one name, as fine-tunings of one model are, with what was given for them."""
+    places: dict[str, tuple[str, str, ModelConfig]] = {}
+    for text, (name, path, config) in zip(given, opened, strict=True):
+        places.setdefault(path, (text, name, config))
+    names = [name for _, name, _ in places.values()]
+    return [
+        (name if names.count(name) == 1 else f"{name} ({text})", path, config)
+        for path, (text, name, config) in places.items()
+    ]
 
 
 def _sizes(given: list[str] | None, config: ModelConfig, image: str | None) -> list[Size]:
@@ -170,16 +193,17 @@ def _draw(size: Size, folder: Path) -> Path:
 
 
 def _write(results: Results, out: Path) -> None:
-    """The JSON and the picture."""
+    """The JSON and the picture; where nothing was measured those of an earlier benchmark stay."""
     import json
 
     from agssp_zoo.benchmark.chart import draw_chart
     from agssp_zoo.folder import write_text
 
+    if not results.rows:
+        return
     write_text(out / RESULTS, json.dumps(results.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    if results.rows:
-        title = ", ".join(dict.fromkeys(row.model for row in results.rows)) + ": what a prediction costs"
-        draw_chart(results.rows, {"title": title, "note": _note(results)}, out / PICTURE)
+    title = ", ".join(dict.fromkeys(row.model for row in results.rows)) + ": what a prediction costs"
+    draw_chart(results.rows, {"title": title, "note": _note(results)}, out / PICTURE)
 
 
 def _note(results: Results) -> str:
