@@ -169,14 +169,25 @@ def test_nothing_to_find_and_nothing_found(tmp_path):
         tmp_path, evaluate(truth, nothing, NAMES), ground_truth=truth, predictions=nothing, load_image=gray_image
     )
     assert "detected nothing at all" in page.text and "No threshold can be advised" in page.text
+    assert "--false-alarms" not in page.text
     page, _ = report(
         tmp_path, evaluate(clean, answers, NAMES), ground_truth=clean, predictions=answers, load_image=gray_image
     )
     assert "nothing to find" in page.text and "every detection is a false alarm" in page.text
+    assert "has an error" not in page.text and "--false-alarms names thresholds" in page.text
     page, _ = report(tmp_path, evaluate([], [], NAMES))
     assert "0 images" in page.text
     page, _ = report(tmp_path, evaluate(truth, answers, [*NAMES, "rust"]))
     assert "no labelled box of rust" in page.text
+
+
+def test_an_interval_without_width_is_not_stated(tmp_path):
+    box = [0, 0, 10, 10]
+    for second, stated in ((box, False), ([50, 50, 60, 60], True)):
+        truth = [make([box], [0])] * 8
+        answers = [make([place], [0], [0.9]) for place in (box, second) for _ in range(4)]
+        page, _ = report(tmp_path, evaluate(truth, answers, ["pit"]))
+        assert ("map50 is uncertain" in page.text) == stated
 
 
 def test_names_cannot_break_the_page(tmp_path):

@@ -350,8 +350,14 @@ def _checked(whole: Dataset, split: str, tolerance: float) -> Dataset:
             f"{error} In measuring, --val-fraction 0.2 does the same; with the --seed of a fine-tuning (0) they are "
             "the images that it validated on."
         ) from None
-    if not any(len(record.labels) for record in whole.records):
-        whole.require_clean(tolerance=1.0)
+    try:
+        if not any(len(record.labels) for record in whole.records):
+            whole.require_clean(tolerance=1.0)
+    except DataError as error:
+        raise DataError(
+            f"{error} Sound surfaces are measured as a split of their own, e.g. test (--split test), of data with "
+            "labels in another."
+        ) from None
     return part.require_clean(tolerance, labels=False, whole=len(whole))
 
 

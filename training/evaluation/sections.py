@@ -17,7 +17,7 @@ from .words import number, percent, threshold
 def result(metrics: Metrics, about: About) -> str:
     """The figures at the top, and what to know before trusting them."""
     interval = ""
-    if metrics.map50_low == metrics.map50_low:  # not nan
+    if number(metrics.map50_low) != number(metrics.map50_high):  # a few images, all perfect, tell nothing about others
         interval = (
             f" With this many images map50 is uncertain: its 95 % interval is {number(metrics.map50_low)} to "
             f"{number(metrics.map50_high)}."
@@ -99,7 +99,12 @@ def thresholds(metrics: Metrics, look: Look) -> str:
             + "</tr>"
         )
     if not rows:
-        return f'<p>No threshold can be advised.</p><ul class="advice">{"".join(sentences)}</ul>'
+        other = (
+            " For a number of false alarms an image <code>agssp-zoo val ... --false-alarms</code> names thresholds."
+            if metrics.detections
+            else ""
+        )
+        return f'<p>No threshold can be advised for a miss rate.{other}</p><ul class="advice">{"".join(sentences)}</ul>'
     total = sum(entry.advice.false_alarms_per_image for entry in metrics.classes)
     wide = " columns" if len(sentences) > 8 else ""
     remedy = ""
@@ -213,7 +218,9 @@ def gallery(
     look: Look,
     count: int,
 ) -> str:
-    """The worst and the best images."""
+    """The worst and the best images; nothing where no box is labelled, for then no threshold says what is drawn."""
+    if not metrics.boxes:
+        return ""
     best, worst = choose(metrics.per_image, ground_truth, len(metrics.classes), count)
     at = threshold(metrics.best_f1.threshold)
     intro = (
