@@ -324,6 +324,9 @@ def test_interval_of_map50_covers_it_and_repeats():
     assert first.map50_low < first.map50 < first.map50_high < first.map50_low + 0.3
     assert (first.map50_low, first.map50_high) == (second.map50_low, second.map50_high)
     assert math.isnan(evaluate(truth, answers, NAMES, resamples=0).map50_low)
+    rare = [make([[0, 0, 10, 10]], [0]), *[make([], [])] * 3]
+    answers = [make([[0, 0, 10, 10]], [0], [0.5]), *[make([], [], [])] * 3]
+    assert math.isnan(evaluate(rare, answers, ["pit"], resamples=1).map50_low), "the one draw holds no box"
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -391,6 +394,7 @@ def test_arguments_out_of_range_are_refused():
     truth, answers = random_case(0, images=2)
     for options, words in (
         ({"miss_rate": 1.0}, "miss_rate"), ({"iou": 0.05}, "iou"), ({"max_det": 0}, "max_det"),
+        ({"resamples": -1}, "resamples"),
     ):  # fmt: skip
         with pytest.raises(InvalidArgumentError, match=words):
             evaluate(truth, answers, NAMES, **options)

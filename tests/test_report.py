@@ -181,6 +181,16 @@ def test_nothing_to_find_and_nothing_found(tmp_path):
     assert "no labelled box of rust" in page.text
 
 
+def test_of_a_crowded_image_the_missed_boxes_are_drawn_first(tmp_path):
+    places = np.stack(np.meshgrid(np.arange(10), np.arange(5)), axis=-1).reshape(-1, 2) * 25.0
+    boxes = np.concatenate([places, places + 10], axis=1)
+    truth, answers = [make(boxes, [0] * 50)], [make(boxes[:48], [0] * 48, np.linspace(0.9, 0.5, 48))]
+    page, _ = report(tmp_path, evaluate(truth, answers, ["pit"]), ground_truth=truth, predictions=answers,
+                     load_image=gray_image)  # fmt: skip
+    assert page.text.count("missed: pit") == 2
+    assert "48 of 50 found; of 50 labelled and 48 detected boxes at most 40 each are drawn" in page.text
+
+
 def test_an_interval_without_width_is_not_stated(tmp_path):
     box = [0, 0, 10, 10]
     for second, stated in ((box, False), ([50, 50, 60, 60], True)):

@@ -22,7 +22,7 @@ SHOWN = 300.0
 STORED = 640
 """Longer side at which an image is stored at most, in pixels."""
 BOXES = 40
-"""At most so many boxes are drawn in an image."""
+"""At most so many boxes are drawn in an image: of the labelled ones the missed first, of detections the best."""
 TAG = 15.0
 """Height of a box's tag, in CSS pixels."""
 IGNORED_COLOR = "#6b6b6b"
@@ -112,7 +112,7 @@ def card(
     )
     missed, ignored = set(result.missed_boxes), set(result.ignored_boxes)
     labelled = Drawing(look, width * scale, height * scale)
-    for row in range(min(len(truth.labels), BOXES)):
+    for row in sorted(sorted(range(len(truth.labels)), key=lambda row: row not in missed)[:BOXES]):
         label = int(truth.labels[row])
         state = "ignored" if row in ignored else "missed" if row in missed else ""
         labelled.box(truth.boxes[row] * scale, label, look.names[label], state)
@@ -124,6 +124,9 @@ def card(
     verdict = f"{result.found} of {result.boxes} found" if result.boxes else "nothing labelled"
     if result.false_alarms:
         verdict += f", {result.false_alarms} false alarm{'s' if result.false_alarms > 1 else ''}"
+    if max(len(truth.labels), len(result.detections)) > BOXES:
+        numbers = f"{len(truth.labels)} labelled and {len(result.detections)} detected boxes"
+        verdict += f"; of {numbers} at most {BOXES} each are drawn"
     return (
         f'<figure class="card"><figcaption><b>{escape(shorten(name, 44))}</b> {verdict}</figcaption>'
         f'<div class="pair"><div><span>labelled</span><svg viewBox="{view}">{stored}{labelled.render()}</svg></div>'

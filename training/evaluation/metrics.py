@@ -200,6 +200,8 @@ def evaluate(
         raise InvalidArgumentError(f"miss_rate is {miss_rate}; give a share from 0 to below 1, e.g. 0.05 for 5 %.")
     if not 0.1 <= iou <= 1.0:
         raise InvalidArgumentError(f"iou is {iou}; it must lie in 0.1-1.")
+    if resamples < 0:
+        raise InvalidArgumentError(f"resamples is {resamples}; it must be at least 0.")
     if max_det < 1:
         raise InvalidArgumentError(f"max_det is {max_det}; it must be at least 1.")
     table = build_table(ground_truth, predictions, len(names), max_det=None, ignore_difficult=ignore_difficult)
@@ -289,6 +291,8 @@ def _interval(table: Table, matches: Matches, resamples: int) -> tuple[float, fl
                 aps.append(interpolated_ap(hits, positives, weights[images].astype(np.float64)))
         if aps:
             scores.append(float(np.mean(aps)))
+    if not scores:  # few draws of many images with hardly a box
+        return float("nan"), float("nan")
     low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)
 
