@@ -182,7 +182,8 @@ def box_iou(boxes: Boxes, others: Boxes) -> Boxes:
     """Intersection over union of every pair: (N, 4) and (M, 4) xyxy -> (N, M) float32; 0 for empty boxes."""
     top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
     bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = np.prod(np.clip(bottom_right - top_left, 0, None), axis=2)
+    sides = np.clip(bottom_right - top_left, 0, None)
+    shared = sides[..., 0] * sides[..., 1]  # a product over an axis of two takes twice as long
     union = _area(boxes)[:, None] + _area(others)[None, :] - shared
     iou: Boxes = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return iou

@@ -103,16 +103,11 @@ def _join(
             index = int(parent[index])
         return index
 
+    edges = np.array(windows)
     for a, first in enumerate(windows):
-        for b in range(a + 1, len(windows)):
+        for b in _neighbours(edges, a) if len(members[a]) else ():
             second = windows[b]
-            if not (len(members[a]) and len(members[b]) and (len(cut[a]) or len(cut[b]))) or _apart(first, second):
-                continue
-            # Neighbours of one row or column only: what crosses a corner is in one of them, too, and of neighbouring
-            # lines the corner shows too little to tell which goes on as which. The whole image has no seam with a tile
-            # of it; see _covered.
-            in_line = first[0::2] == second[0::2] or first[1::2] == second[1::2]
-            if not in_line or _holds(first, second) or _holds(second, first):
+            if not (len(members[b]) and (len(cut[a]) or len(cut[b]))):
                 continue
             zone = (max(first[1], second[1]), max(first[0], second[0]),
                     min(first[3], second[3]), min(first[2], second[2]))  # fmt: skip
@@ -137,13 +132,19 @@ def _join(
     return np.array([root(index) for index in range(len(boxes))], np.intp), closed
 
 
-def _apart(first: Window, second: Window) -> bool:
-    """Whether two windows share neither pixels nor a border."""
-    return first[0] > second[2] or second[0] > first[2] or first[1] > second[3] or second[1] > first[3]
+def _neighbours(windows: NDArray[np.int64], number: int) -> list[int]:
+    """The later windows (all (T, 4)) that have a seam with one: they share pixels or a border in its row or column.
 
-
-def _holds(outer: Window, inner: Window) -> bool:
-    return outer[0] <= inner[0] and outer[1] <= inner[1] and outer[2] >= inner[2] and outer[3] >= inner[3]
+    Of one row or column only: what crosses a corner is in one of them, too, and of neighbouring lines the corner shows
+    too little to tell which goes on as which. The whole image has no seam with a tile of it; see _covered.
+    """
+    one, others = windows[number], windows[number + 1 :]
+    touches = (others[:, :2] <= one[2:]).all(1) & (others[:, 2:] >= one[:2]).all(1)
+    in_line = (others[:, 0::2] == one[0::2]).all(1) | (others[:, 1::2] == one[1::2]).all(1)
+    inside = (others[:, :2] >= one[:2]).all(1) & (others[:, 2:] <= one[2:]).all(1)
+    around = (others[:, :2] <= one[:2]).all(1) & (others[:, 2:] >= one[2:]).all(1)
+    found: list[int] = (np.flatnonzero(touches & in_line & ~inside & ~around) + number + 1).tolist()
+    return found
 
 
 def _inside(line: float, side: int, window: Window) -> bool:
@@ -248,8 +249,11 @@ def _suppress(
         while len(rest):
             best, rest = rest[0], rest[1:]
             kept.append(best)
-            apart = ~(seen[rest] & seen[best]).any(1)
-            rest = rest[box_iou(boxes[best][None], boxes[rest])[0] <= np.where(apart, min(iou, SAME), iou)]
+            overlap = box_iou(boxes[best][None], boxes[rest])[0]
+            doubles = overlap > iou
+            close = np.flatnonzero(~doubles & (overlap > SAME))  # few: who has seen them is asked of these only
+            doubles[close] = ~(seen[rest[close]] & seen[best]).any(1)
+            rest = rest[~doubles]
     answer = np.array(kept, np.intp)
     best_first: NDArray[np.intp] = answer[np.argsort(-scores[answer], kind="stable")]
     return best_first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +260,21 @@ def test_reading_ends_with_the_stream(tmp_path: Path) -> None:
     del stream
     gc.collect()
     assert not [t for t in threading.enumerate() if t.name == "agssp-zoo-prefetch"]
+
+
+def test_many_tiles_cost_little_more_than_suppression() -> None:
+    """Memory and comparisons of tiles times boxes times boxes would take minutes of a strip of 30,000 pixels."""
+    size, rng = (10_000, 30_000), np.random.default_rng(0)
+    windows = Tiling(640, 0.2).windows(size)
+    found = []
+    for top, left, bottom, right in windows:
+        centres = rng.uniform([left + 60, top + 60], [right - 60, bottom - 60], (8, 2))
+        halves = rng.uniform(4, 30, (8, 2))
+        boxes = np.concatenate([centres - halves, centres + halves], 1).astype(np.float32)
+        found.append((boxes, np.sort(rng.uniform(0, 1, 8))[::-1].astype(np.float32), rng.integers(0, 2, 8)))
+    started = time.process_time()
+    nms(*(np.concatenate(column) for column in zip(*found, strict=True)), 0.5)
+    plain, started = time.process_time() - started, time.process_time()
+    merge_tiles(found, windows, size, 0.5)
+    merged = time.process_time() - started
+    assert merged < 3 * plain, (plain, merged)
