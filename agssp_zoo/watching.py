@@ -131,7 +131,7 @@ class Watch:
         self.counts = Counts(done_before=len(self.journal.done))
         self._stop = threading.Event()
         self._seen: dict[str, tuple[Version, float]] = {}
-        self._told: set[str] = set()
+        self._there = True
         self._looked = float("-inf")
         self._pause = settings.interval
 
@@ -151,11 +151,11 @@ class Watch:
         """
         try:
             while not self._stop.is_set():
-                self._look()
-                ready = self._ready()
+                there = self._look()
+                ready = self._ready() if there else []
                 if ready:
                     self._predict(ready)
-                elif once and not any(version.size for version, _ in self._seen.values()):
+                elif once and there and not any(version.size for version, _ in self._seen.values()):
                     for version, _ in self._seen.values():
                         self.report(f"{self.settings.folder / version.name} is empty; left out.")
                     break
@@ -168,8 +168,8 @@ class Watch:
 
     # --- what is there ------------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Notes since when every new file has been as it is."""
+    def _look(self) -> bool:
+        """Notes since when every new file has been as it is; returns whether the folder is there."""
         self._looked = now = time.monotonic()
         found: dict[str, tuple[Version, float]] = {}
         try:
@@ -188,14 +188,16 @@ class Watch:
                     known = self._seen.get(entry.name)
                     found[entry.name] = known if known is not None and known[0] == version else (version, now)
         except OSError as error:  # a share that comes and goes
-            if str(error) not in self._told:
-                self._told.add(str(error))
+            if self._there:
                 self.report(f"{self.settings.folder} cannot be listed ({error.strerror or error}); waiting for it.")
-            return
+            self._there = False
+            return False
+        self._there = True
         self._seen = found
         # A folder of 100,000 files takes a second to look through; most of the time is for predicting.
         self._looked = time.monotonic()
         self._pause = max(self.settings.interval, 5 * (self._looked - now))
+        return True
 
     def _ready(self) -> list[Version]:
         """The oldest of the files that nobody writes to any more, in the order in which they were written."""

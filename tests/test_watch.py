@@ -421,3 +421,24 @@ def test_a_share_that_goes_away_is_waited_for(detector, line: Path, tmp_path: Pa
         (tmp_path / "away").rename(line)
         save(line / "a.png")
         running.until(lambda: len(entries(out)) == 1)
+
+
+@pytest.mark.parametrize("only_once", [False, True])
+def test_a_share_that_goes_away_with_files_unread(detector, line: Path, tmp_path: Path, only_once: bool) -> None:
+    """They are no longer asked for, over and over, and answered when they are back; each outage is said once."""
+    out = tmp_path / "out"
+    save(line / "a.png")
+    with Running(detector, line, out, once=only_once, settle=0.4) as running:
+        for outage in (1, 2):
+            running.until(lambda: len(running.watch._seen) == 1)
+            line.rename(tmp_path / "away")
+            running.until(lambda count=outage: len(running.said) == count)
+            time.sleep(0.6)
+            assert len(running.said) == outage and "cannot be listed" in running.said[-1]
+            (tmp_path / "away" / "a.png").touch()  # so that it settles anew
+            (tmp_path / "away").rename(line)
+            running.until(lambda: running.watch._there)
+        running.thread.join(30 if only_once else 0)
+        if not only_once:
+            running.until(lambda: len(entries(out)) == 1)
+    assert names(out) == ["a.png"] and len(running.said) == 2
