@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import InvalidArgumentError, MissingDependencyError
-from agssp_zoo.file_names import short_name
+from agssp_zoo.file_names import short_name, user_path
 from agssp_zoo.json_text import json_text
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Detections:
             ImageError: the image cannot be read.
             OSError: the file cannot be written.
         """
-        out = Path(path).expanduser()
+        out = user_path(path)
         suffix = out.suffix.lower()
         temporary = out.with_name(f".{short_name(out.stem)}.{os.getpid()}.tmp{suffix}")
         out.parent.mkdir(parents=True, exist_ok=True)

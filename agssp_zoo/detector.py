@@ -14,6 +14,7 @@ from agssp_zoo.config import ModelConfig, Size
 from agssp_zoo.detections import Detections
 from agssp_zoo.engines.base import Engine, Provider, load_engine, load_file
 from agssp_zoo.errors import EngineError, InvalidArgumentError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.geometry import Letterbox
 from agssp_zoo.images import ChannelOrder, check_channel_order
 from agssp_zoo.pipeline import OnError, Pipeline, Settings
@@ -59,7 +60,7 @@ def load_detector(
     if name_or_path is not None and os.fspath(name_or_path).endswith(".onnx"):
         if hub.get("revision") is not None:
             raise InvalidArgumentError(f"{name_or_path} is a file on disk, which has no revisions; leave out revision.")
-        return Detector(_load_file(Path(name_or_path).expanduser(), engine, device, providers, precision))
+        return Detector(_load_file(user_path(name_or_path), engine, device, providers, precision))
     from agssp_zoo import hub as hub_module
     from agssp_zoo.registry import default_detector
 

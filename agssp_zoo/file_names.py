@@ -1,12 +1,21 @@
-"""Names of files that are made after the names of others."""
+"""Names of files: as users give them, and those that are made after the names of others."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 LONGEST = 200
 """Bytes; of the 255 that file systems take, the rest is for a page, a number, a suffix and a temporary name."""
+
+
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it, ``~`` and ``~user`` being home folders.
+
+    What only begins so, such as ``~scan.png`` or ``./~old``, is a name as any other; ``Path.expanduser`` would fail.
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - see above
 
 
 def short_name(name: str) -> str:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import ImageError, InvalidArgumentError
+from agssp_zoo.file_names import user_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -84,7 +85,7 @@ def iter_pages(
         return
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
-        yield from _decode(_open_file(Path(name).expanduser()), name, bits)
+        yield from _decode(_open_file(user_path(name)), name, bits)
         return
     if is_open_file(source):
         source = file_bytes(source)

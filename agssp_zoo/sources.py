@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import ImageError, InvalidArgumentError, SourceError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.images import ChannelOrder, check_channel_order, file_bytes, from_array, is_open_file, iter_pages
 from agssp_zoo.video import FrameReader, frames, is_live, is_video
 
@@ -133,7 +134,7 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
         if is_live(name):
             yield name, False
             return
-        path = Path(name).expanduser()
+        path = user_path(name)
         try:
             if path.is_dir():
                 yield from _list_folder(path)

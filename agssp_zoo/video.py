@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import ImageError, MissingDependencyError, SourceError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.mp4_file import seconds_shown
 
 Image = NDArray[np.uint8]
@@ -27,7 +28,7 @@ COUNTED = frozenset((".avi", ".m4v", ".mov", ".mp4"))
 TIMEOUT = 10.0
 """Seconds without an answer before a network stream is given up."""
 
-_LIVE = re.compile(r"camera:\d+|rtsps?://|rtmps?://|udp://|rtp://", re.IGNORECASE)
+_LIVE = re.compile(r"camera:\d+\Z|rtsps?://|rtmps?://|udp://|rtp://", re.IGNORECASE)
 
 
 def is_live(source: Any) -> bool:
@@ -101,7 +102,7 @@ def _missing(capture: Any, path: str, count: int, time: float) -> int:
     if not (announced > 0 and rate > 0):
         return 0
     counted = Path(path).suffix.lower() in COUNTED
-    shown = seconds_shown(Path(path).expanduser()) if counted else None
+    shown = seconds_shown(user_path(path)) if counted else None
     if shown is not None:
         announced = min(announced, shown * rate)
     # Frames of a whole file may repeat the last one and not come, or come at a changing rate; then the time tells.
@@ -154,7 +155,7 @@ def _open(source: str | int) -> Any:
             capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, waits)
             problem = f"{source} does not answer; check address, password and network."
         else:
-            path = Path(str(source)).expanduser()
+            path = user_path(str(source))
             if not path.is_file():
                 raise ImageError(f"There is no file {path}; check the path.")
             try:

@@ -384,3 +384,16 @@ def test_addresses(address, monkeypatch):
     assert "cannot be downloaded" in str(item.image)
     (item,) = iter_sources("http://[::1/a.png")
     assert isinstance(item.image, SourceError) and "cannot be downloaded" in str(item.image)
+
+
+@pytest.mark.parametrize("name", ["~scan.png", "camera:0.png", "camera:1_a.png", "~/scan.png"])
+def test_names_that_look_like_a_home_or_a_camera(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Listed from the current folder they have no folder in front of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (9, 7)).save(tmp_path / name.removeprefix("~/"))
+    for source in (name, f"./{name.removeprefix('~/')}", ".", "*.png"):
+        (item,) = iter_sources(source)
+        assert isinstance(item.image, np.ndarray) and item.image.shape == (7, 9, 3), (source, item.image)
+        assert item.reload is not None and item.reload().shape == (7, 9, 3)
+    assert read_image(Path(name)).shape == (7, 9, 3)

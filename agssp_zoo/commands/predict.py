@@ -24,7 +24,7 @@ from agssp_zoo.commands.options import (
     print_json,
 )
 from agssp_zoo.errors import InvalidArgumentError, SourceError
-from agssp_zoo.file_names import short_name
+from agssp_zoo.file_names import short_name, user_path
 from agssp_zoo.json_text import json_text
 from agssp_zoo.prefetch import WriteBehind
 from agssp_zoo.video import is_live, is_video
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detects; bad files are reported at the end, and make the exit code 1."""
-    out = Path(args.out).expanduser()
+    out = user_path(args.out)
     detector = load(args)
     failed: list[dict[str, str]] = []
 

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from agssp_zoo.commands.options import (
     load,
     print_json,
 )
+from agssp_zoo.file_names import user_path
 
 if TYPE_CHECKING:
     from agssp_zoo.watching import Watch
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from agssp_zoo.watching import LINES, Watch, WatchSettings
 
     settings = WatchSettings(
-        Path(args.folder).expanduser(),
-        Path(args.out).expanduser(),
+        user_path(args.folder),
+        user_path(args.out),
         files=args.files,
         pictures=args.pictures,
         interval=args.interval,
