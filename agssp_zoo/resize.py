@@ -86,7 +86,7 @@ def resize_area(image: Image, size: tuple[int, int]) -> Image:
     rows, columns, channels = image.shape
     if height > rows or width > columns:
         raise InvalidArgumentError(f"INTER_AREA shrinks; {rows}x{columns} to {height}x{width} grows.")
-    if rows % height == 0 and columns % width == 0:
+    if _scale(rows, height).is_integer() and _scale(columns, width).is_integer():
         return _area_integer(image, height, width)
     row_taps, row_weights = _area_table(rows, height)
     column_taps, column_weights = _area_table(columns, width)
@@ -120,6 +120,11 @@ def _weighted_sum(
     return cast(NDArray[np.float32], total)
 
 
+def _scale(size: int, target: int) -> float:
+    """Input pixels per output pixel as OpenCV computes them: rounded twice, so that of 49 to 1 it is a little less."""
+    return 1.0 / (target / size)
+
+
 @lru_cache(maxsize=64)
 def _area_table(size: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Which input pixels an output pixel covers, and with what share.
@@ -131,7 +136,7 @@ def _area_table(size: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.fl
         ``taps`` and ``weights``, both (K, target): K is the most pixels that one output pixel covers, and what is
         not covered has the weight 0.
     """
-    scale = size / target
+    scale = _scale(size, target)
     left = np.arange(target) * scale
     right = left + scale
     cell = np.minimum(scale, size - left)

@@ -77,6 +77,17 @@ def test_any_size():
         assert_like_opencv(image, size, "opencv", cv2.INTER_AREA)
 
 
+@pytest.mark.parametrize("factor", [98, 186, 206])
+def test_factors_that_opencv_takes_for_no_whole_ones(factor):
+    """Its scale is 1 / (1 / factor); means that lie between two gray levels then fall to another side."""
+    image = np.random.default_rng(factor).integers(0, 200, (400, factor, 3), dtype=np.uint8)
+    image[:, 0] = 0
+    image[:, 0] = (factor // 2 - image.astype(int).sum(axis=1)) % factor
+    assert (image.astype(int).sum(axis=1) % factor == factor // 2).all()
+    assert_like_opencv(image, (400, 1), "opencv", cv2.INTER_AREA)
+    assert_like_opencv(image.transpose(1, 0, 2).copy(), (1, 400), "opencv", cv2.INTER_AREA)
+
+
 def test_pillow_is_antialiased_and_close_to_the_mean():
     image = pictures((1000, 1300), 3)[1]
     for size in ((500, 640), (333, 433)):
