@@ -10,8 +10,10 @@ import functools
 import http.server
 import os
 import shutil
+import struct
 import subprocess
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,6 +146,39 @@ def test_a_program_finds_what_python_finds(
             (found,) = detector.predict(str(image))
             assert len(parsed(done.stdout)) == len(found)
             compare(parsed(done.stdout), [(one.name, one.score, list(one.box)) for one in found], lowest)
+
+
+def with_gamma(png: bytes, gamma: float) -> bytes:
+    """A PNG that says how bright its values are meant to be shown, which is none of a detector's business."""
+    chunk = b"gAMA" + struct.pack(">I", round(gamma * 1e5))
+    return png[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+@pytest.mark.parametrize("kind", ["gray", "16 bits", "alpha", "gray and alpha", "palette", "gamma"])
+def test_every_kind_of_png_is_what_it_is_to_python(command: list[str], tmp_path: Path, kind: str) -> None:
+    image = draw_sample(2, seed=7, size=(180, 310), style="neu").image
+    gray = image[..., 0]
+    low_bits = np.random.default_rng(0).integers(150, 256, gray.shape, dtype=np.uint16)  # rounding would add one
+    alpha = np.full((*gray.shape, 1), 60, np.uint8)
+    pictures = {
+        "gray": Image.fromarray(gray),
+        "16 bits": Image.fromarray(gray.astype(np.uint16) * 256 + low_bits),
+        "alpha": Image.fromarray(np.concatenate([image, alpha], -1)),
+        "gray and alpha": Image.fromarray(np.concatenate([gray[..., None], alpha], -1)),
+        "palette": Image.fromarray(image).quantize(64),
+        "gamma": Image.fromarray(image),
+    }
+    path = tmp_path / "a.png"
+    pictures[kind].save(path)
+    if kind == "gamma":
+        path.write_bytes(with_gamma(path.read_bytes(), 1.0))
+    done = run(*command, MODEL, path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    (found,) = agssp_zoo.load_detector(MODEL).predict(str(path))
+    assert len(found) > 3
+    for line, one in zip(parsed(done.stdout), found, strict=True):
+        assert line[0] == one.name and abs(line[1] - one.score) < 0.002
+        np.testing.assert_allclose(line[2], one.box, atol=0.05)
 
 
 def test_bad_input_is_one_line(command: list[str], images: list[Path], tmp_path: Path) -> None:

@@ -10,10 +10,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -27,15 +30,51 @@ struct Image {  // RGB, row by row
     std::vector<uint8_t> pixels;
 };
 
+struct PngReader {
+    std::FILE* file = nullptr;
+    png_structp png = nullptr;
+    png_infop info = nullptr;
+    std::string problem;
+
+    ~PngReader() {
+        png_destroy_read_struct(&png, &info, nullptr);
+        if (file) std::fclose(file);
+    }
+};
+
+[[noreturn]] void note_problem(png_structp png, png_const_charp message) {
+    static_cast<PngReader*>(png_get_error_ptr(png))->problem = message;
+    png_longjmp(png, 1);
+}
+
+void pass_over(png_structp, png_const_charp) {}
+
+bool decode(PngReader& reader) {  // nothing here may have a destructor: libpng jumps out of it
+    if (setjmp(png_jmpbuf(reader.png))) return false;
+    png_init_io(reader.png, reader.file);
+    const int to_8_bits = PNG_TRANSFORM_STRIP_16 | PNG_TRANSFORM_EXPAND;
+    const int to_rgb = PNG_TRANSFORM_STRIP_ALPHA | PNG_TRANSFORM_GRAY_TO_RGB;
+    png_read_png(reader.png, reader.info, to_8_bits | to_rgb, nullptr);
+    return true;
+}
+
+// The values that are stored, as Python takes them: of 16 bits the high byte, colours without their alpha, no gamma.
+// libpng's png_image would take 16 bits for linear light, and lay transparent pixels on black.
 Image read_png(const std::string& path) {
-    png_image png{};
-    png.version = PNG_IMAGE_VERSION;
-    if (!png_image_begin_read_from_file(&png, path.c_str())) throw std::runtime_error(path + ": " + png.message);
-    png.format = PNG_FORMAT_RGB;
-    Image image{static_cast<int>(png.width), static_cast<int>(png.height), {}};
-    image.pixels.resize(PNG_IMAGE_SIZE(png));
-    if (!png_image_finish_read(&png, nullptr, image.pixels.data(), 0, nullptr))
-        throw std::runtime_error(path + ": " + png.message);
+    PngReader reader;
+    reader.file = std::fopen(path.c_str(), "rb");
+    if (!reader.file) throw std::runtime_error(path + ": " + std::strerror(errno));
+    reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, note_problem, pass_over);
+    reader.info = reader.png ? png_create_info_struct(reader.png) : nullptr;
+    if (!reader.info) throw std::runtime_error(path + ": libpng cannot be started");
+    if (!decode(reader)) throw std::runtime_error(path + ": " + reader.problem);
+    const size_t row = png_get_rowbytes(reader.png, reader.info);
+    Image image{static_cast<int>(png_get_image_width(reader.png, reader.info)),
+                static_cast<int>(png_get_image_height(reader.png, reader.info)),
+                {}};
+    image.pixels.resize(row * image.height);
+    png_bytepp rows = png_get_rows(reader.png, reader.info);
+    for (int y = 0; y < image.height; y++) std::copy_n(rows[y], row, &image.pixels[row * y]);
     return image;
 }
 

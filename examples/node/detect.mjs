@@ -7,6 +7,13 @@ import * as ort from "onnxruntime-node";
 import { PNG } from "pngjs";
 import { detect, readConfig } from "../web/agssp.mjs";
 
+/** { width, height, data: RGBA }; of 16 bits the high byte, as Python takes it, where pngjs would round. */
+function readPng(bytes) {
+  const deep = bytes[24] === 16; // IHDR comes first, and holds the depth
+  const image = PNG.sync.read(bytes, { skipRescale: deep });
+  return deep ? { ...image, data: Uint8Array.from(image.data, (value) => value >> 8) } : image;
+}
+
 async function main([modelPath, imagePath, conf = "0"]) {
   if (!imagePath || !(conf >= 0 && conf <= 1)) throw new Error("usage: node detect.mjs MODEL.onnx IMAGE.png [CONF]");
   const bytes = readFileSync(modelPath);
@@ -18,7 +25,7 @@ async function main([modelPath, imagePath, conf = "0"]) {
   const session = await ort.InferenceSession.create(bytes, { logSeverityLevel: 3 });
   let image;
   try {
-    image = PNG.sync.read(readFileSync(imagePath)); // { width, height, data: RGBA }
+    image = readPng(readFileSync(imagePath));
   } catch (error) {
     throw new Error(`${imagePath} cannot be read as PNG: ${error.message}`);
   }
