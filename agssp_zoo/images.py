@@ -70,9 +70,15 @@ def read_image(source: Any, *, channel_order: ChannelOrder = "rgb", bits: int = 
 
 
 def iter_pages(
-    source: Any, *, channel_order: ChannelOrder = "rgb", bits: int = 16
+    source: Any, *, channel_order: ChannelOrder = "rgb", bits: int = 16, first: int = 0
 ) -> Generator[tuple[Image, int | None]]:
-    """Reads an image page by page. Arguments and errors as for :func:`read_image`.
+    """Reads an image page by page. Other arguments and errors as for :func:`read_image`.
+
+    Args:
+        source: see there.
+        channel_order: see there.
+        bits: see there.
+        first: of a TIFF file of several pages, the page to begin with; those before it are not decoded.
 
     Yields:
         the image, and its page number from 0, which is ``None`` for anything but a TIFF file of several pages.
@@ -85,12 +91,12 @@ def iter_pages(
         return
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
-        yield from _decode(_open_file(user_path(name)), name, bits)
+        yield from _decode(_open_file(user_path(name)), name, bits, first)
         return
     if is_open_file(source):
         source = file_bytes(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        yield from _decode(io.BytesIO(source), f"The image of {len(source)} bytes", bits)
+        yield from _decode(io.BytesIO(source), f"The image of {len(source)} bytes", bits, first)
         return
     from PIL import Image as PillowModule
 
@@ -241,7 +247,7 @@ def _open_file(path: Path) -> io.BufferedReader:
         raise ImageError(f"{str(path)!r} is not a file name.") from None
 
 
-def _decode(file: IO[bytes], name: str, bits: int) -> Generator[tuple[Image, int | None]]:
+def _decode(file: IO[bytes], name: str, bits: int, first: int) -> Generator[tuple[Image, int | None]]:
     """Decodes an open image file and closes it."""
     from PIL import Image as PillowModule
 
@@ -254,7 +260,7 @@ def _decode(file: IO[bytes], name: str, bits: int) -> Generator[tuple[Image, int
             if pages == 1:
                 yield from_pillow(image, bits=bits), None
                 return
-            for page in range(pages):
+            for page in range(first, pages):
                 image.seek(page)
                 tags = getattr(image, "tag_v2", {})
                 if not page or not int(tags.get(_SUBFILE_TYPE, 0)) & 1:  # else a preview of the page before

@@ -262,7 +262,7 @@ def load(source: Any, page: int | None = None) -> NDArray[np.uint8]:
     if isinstance(source, str) and is_video(source) and not is_live(source):
         return FrameReader(source).read(page or 0)
     is_url = isinstance(source, str) and _URL.match(source)
-    for image, number in iter_pages(download(source) if is_url else source):
+    for image, number in iter_pages(download(source) if is_url else source, first=page or 0):
         if number == page:
             return image
     raise ImageError(f"{source}: there is no page {page}; the file has changed.")

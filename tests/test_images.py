@@ -164,8 +164,26 @@ def test_pages_of_a_tiff_and_first_frame_of_an_animation(color, tmp_path):
     items = list(iter_sources(path))
     assert [(item.path, item.page) for item in items] == [(str(path), 0), (str(path), 2)]
     assert items[1].reload is not None and items[1].reload().max() == 80
+    assert [number for _, number in iter_pages(path, first=1)] == [2] and not list(iter_pages(path, first=3))
+    with pytest.raises(ImageError, match="no page 1"):
+        sources.load(str(path), 1)
     gif = encoded(pages[0], "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6), "white")])
     assert [(image.max(), number) for image, number in iter_pages(gif)] == [(0, None)]
+
+
+def test_a_page_that_is_read_again_costs_one_page(tmp_path, monkeypatch):
+    """Not all before it, too: pictures of a TIFF of hundreds of pages would take hours."""
+    path = tmp_path / "pages.tif"
+    pages = [Image.new("L", (8, 6), level) for level in range(9)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    items = list(iter_sources(path))
+    decoded = []
+    load = TiffImagePlugin.TiffImageFile.load
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "load", lambda self: (decoded.append(self.tell()), load(self))[1]
+    )
+    assert items[8].reload is not None and items[8].reload().max() == 8
+    assert set(decoded) == {8}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
