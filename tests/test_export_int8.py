@@ -18,13 +18,15 @@ from test_export import lively, open_session  # noqa: E402
 from trained_detector import surfaces, trained_folder, write_surfaces  # noqa: E402
 
 from agssp_zoo import cli, load_detector  # noqa: E402
-from agssp_zoo.config import ModelConfig, Preprocess  # noqa: E402
+from agssp_zoo.config import ModelConfig, Postprocess, Preprocess  # noqa: E402
+from agssp_zoo.detector import Detector  # noqa: E402
+from agssp_zoo.engines.base import RawDetections  # noqa: E402
 from agssp_zoo.errors import DataError, EngineError, ExportError, InvalidArgumentError  # noqa: E402
 from agssp_zoo.export import Int8Settings, export_int8, export_onnx  # noqa: E402
 from agssp_zoo.export.bias_correction import correct_biases  # noqa: E402
 from agssp_zoo.export.calibration import BINS, CalibrationImages, Histogram, choose_ranges, collect  # noqa: E402
 from agssp_zoo.export.int8_graph import Plan, merge_columns, plan, prepare  # noqa: E402
-from agssp_zoo.export.judges import Judgement  # noqa: E402
+from agssp_zoo.export.judges import Agreement, Judgement  # noqa: E402
 from agssp_zoo.export.quantize import no_progress, quantize  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
 from agssp_zoo.training.synthetic import write_dataset  # noqa: E402
@@ -230,6 +232,37 @@ def test_a_float_model_that_finds_nothing_is_no_measure(folder, tmp_path):
     write_folder(tmp_path / "deaf", deaf, {"model.onnx": lambda p: p.write_bytes((folder / "model.onnx").read_bytes())})
     with pytest.raises(ExportError, match="detects nothing"):
         export_int8(tmp_path / "deaf", tmp_path)
+
+
+def test_the_agreement_counts_by_the_threshold_of_each_class():
+    """The first class has 0.1, the second 0.8; ``conf`` holds for neither."""
+
+    class Fixed:
+        name, max_det = "fixed", 4
+        config = ModelConfig(
+            *("yolov8_n.fixed", "yolov8_n", "detector"),
+            class_names=("low", "high"),
+            postprocess=Postprocess(conf=0.5, class_conf={"low": 0.1, "high": 0.8}),
+        )
+
+        def __init__(self, *rows: tuple[float, float, int]) -> None:
+            self.rows = sorted(rows, key=lambda row: -row[1])
+
+        def run(self, images, *, conf=None, iou=None, max_det=None, sizes=None):
+            rows = [row for row in self.rows if row[1] > conf]
+            boxes = np.array([[[left, 0, left + 10, 10] for left, _, _ in rows]], np.float32).reshape(1, -1, 4)
+            scores = np.array([[score for _, score, _ in rows]], np.float32)
+            labels = np.array([[label for _, _, label in rows]], np.int64)
+            return RawDetections(boxes, scores, labels, np.array([len(rows)]))
+
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    judge = Agreement(image, Detector(Fixed((0, 0.2, 0), (40, 0.6, 1))), no_progress)
+    assert judge.measured(Detector(Fixed((0, 0.2, 0)))).points == 100, "0.6 lies below the second class's 0.8"
+    assert judge.measured(Detector(Fixed((0, 0.06, 0)))).points == 100, "slipped under the threshold"
+    assert judge.measured(Detector(Fixed((0, 0.04, 0)))).points == 0, "lost"
+    assert judge.measured(Detector(Fixed((0, 0.2, 0), (80, 0.9, 1)))).points == pytest.approx(200 / 3), "one too many"
+    with pytest.raises(ExportError, match="detects nothing"):
+        Agreement(image, Detector(Fixed((40, 0.6, 1))), no_progress)
 
 
 @pytest.mark.parametrize(
