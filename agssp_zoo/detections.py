@@ -157,14 +157,14 @@ class Detections:
                 picture = self.plot(image)
                 try:
                     picture.save(temporary, quality=92)  # of JPEG and WebP; the others have none and ignore it
-                except (ValueError, KeyError):
-                    raise InvalidArgumentError(
-                        f"{out.name}: unknown suffix; give an image's (.png, .jpg), .json or .txt."
-                    ) from None
-                except OSError as error:
-                    if error.errno is not None:  # of the disk
+                except (OSError, ValueError, KeyError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:  # of the disk
                         raise
-                    width, height = picture.size
+                    if isinstance(error, KeyError) or not _is_picture_suffix(suffix):
+                        raise InvalidArgumentError(
+                            f"{out.name}: unknown suffix; give an image's (.png, .jpg), .json or .txt."
+                        ) from None
+                    width, height = picture.size  # JPEG and WebP have limits
                     raise InvalidArgumentError(
                         f"{out.name}: a file of this kind holds no picture of {width}x{height} pixels; save it as .png."
                     ) from None
@@ -240,3 +240,10 @@ class Detections:
             class_id=self.labels.astype(int),
             data={"class_name": np.array([self.names[int(label)] for label in self.labels], dtype=str)},
         )
+
+
+def _is_picture_suffix(suffix: str) -> bool:
+    """Whether Pillow knows a suffix."""
+    from PIL import Image
+
+    return suffix in Image.registered_extensions()

@@ -175,6 +175,9 @@ def test_saving(tmp_path):
     for name in ("out.xyz", "out"):
         with pytest.raises(InvalidArgumentError, match="suffix"):
             found.save(tmp_path / name)
+    strip = np.zeros((20, 16_400), np.uint8)
+    with pytest.raises(InvalidArgumentError, match=r"wide\.webp: a file of this kind holds no picture of 16400x20"):
+        make(*strip.shape).save(tmp_path / "wide.webp", strip)
     path.unlink()
     with pytest.raises(ImageError, match=r"strip\.png"):
         found.save(tmp_path / "gone.png")
