@@ -261,10 +261,13 @@ def _decode(file: IO[bytes], name: str, bits: int, first: int) -> Generator[tupl
                 yield from_pillow(image, bits=bits), None
                 return
             for page in range(first, pages):
-                image.seek(page)
-                tags = getattr(image, "tag_v2", {})
-                if not page or not int(tags.get(_SUBFILE_TYPE, 0)) & 1:  # else a preview of the page before
-                    yield from_pillow(image, bits=bits), page
+                with _as_image_errors(f"{name}, page {page}"):
+                    image.seek(page)
+                    tags = getattr(image, "tag_v2", {})
+                    if page and int(tags.get(_SUBFILE_TYPE, 0)) & 1:  # a preview of the page before
+                        continue
+                    picture = from_pillow(image, bits=bits)
+                yield picture, page
 
 
 class _as_image_errors:

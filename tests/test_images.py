@@ -227,6 +227,21 @@ def test_a_bomb_on_a_later_page(tmp_path, monkeypatch):
     first, second = iter_sources(path)
     assert isinstance(first.image, np.ndarray)
     assert isinstance(second.image, ImageError) and "MAX_IMAGE_PIXELS" in str(second.image)
+    assert str(second.image).startswith(f"{path}, page 1: ")
+
+
+def test_a_damaged_page_is_named(tmp_path):
+    path = tmp_path / "pages.tif"
+    pages = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (60, 80, 3), dtype=np.uint8)) for i in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression="tiff_adobe_deflate")
+    with Image.open(path) as opened:
+        opened.seek(2)
+        place = opened.tag_v2[273][0]  # of the page's first strip
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + b"\xff" * 400 + data[place + 400 :])
+    *good, bad = iter_sources(path)
+    assert [item.page for item in good] == [0, 1]
+    assert str(bad.image).startswith(f"{path}, page 2 is damaged or truncated")
 
 
 @pytest.mark.parametrize(
