@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -211,6 +212,32 @@ def test_pictures_show_images_in_their_proportions(drawn: Drawn, tmp_path: Path)
     long = {"stage3.1": (6, 12), "stage4.1": (3, 6)}
     assert shapes["keep"] == {"stage3.0": (8, 8), "stage4.0": (4, 4), **long}
     assert shapes["square"] == {f"stage{n}.{row}": (side, side) for n, side in ((3, 8), (4, 4)) for row in (0, 1)}
+
+
+def test_pictures_of_another_number_when_a_run_goes_on(drawn: Drawn, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = {**drawn.settings, "out": str(run), "pictures": 2}
+    assert not pretrain_backbone(**settings, time_limit=1e-3).finished
+    with np.load(run / "activations.npz") as stored:
+        before = {name: stored[name] for name in stored.files}
+    assert pretrain_backbone(out=str(run), resume=True, pictures=4, time_limit=0.0).finished
+    with np.load(run / "activations.npz") as stored:
+        assert len(stored.files) == 2 * len(before)
+        for name, values in before.items():
+            np.testing.assert_array_equal(stored[name], values)
+
+
+def test_activations_of_a_run_that_never_saved_a_state_are_measured_anew(drawn: Drawn, tmp_path: Path) -> None:
+    settings = {**drawn.settings, "epochs": 1, "pictures": 2}
+    pretrain_backbone(out=str(tmp_path / "one"), **settings, seed=1)
+    pretrain_backbone(out=str(tmp_path / "other"), **settings, seed=2)
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copy(tmp_path / "other" / "activations.npz", again)
+    pretrain_backbone(out=str(again), **settings, seed=1)
+    with np.load(tmp_path / "one" / "activations.npz") as wanted, np.load(again / "activations.npz") as found:
+        for name in wanted.files:
+            np.testing.assert_array_equal(found[name], wanted[name])
 
 
 def test_frozen_stages_keep_weights_and_statistics(drawn: Drawn, tmp_path: Path) -> None:

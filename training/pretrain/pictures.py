@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,15 @@ class ActivationPictures:
         )
         return down, across
 
-    def keep_before(self, backbone: Backbone) -> None:
-        """Keeps the activations of the backbone that the run starts from, unless an earlier sitting has."""
-        if not self.images or (self.folder / BEFORE).is_file():
+    def keep_before(self, backbone: Backbone, *, goes_on: bool = False) -> None:
+        """Keeps the activations of the backbone that the run starts from.
+
+        Args:
+            backbone: as the run starts from it.
+            goes_on: the run has a state, so what an earlier sitting has kept of these images serves again. What a run
+                has left that never saved one may be of other images or weights.
+        """
+        if not self.images or (goes_on and self._has_before(backbone)):
             return
         temporary = self.folder / f".{BEFORE}.tmp"
         maps: dict[str, Any] = {
@@ -75,6 +82,16 @@ class ActivationPictures:
         with temporary.open("wb") as file:
             np.savez_compressed(file, **maps)
         temporary.replace(self.folder / BEFORE)
+
+    def _has_before(self, backbone: Backbone) -> bool:
+        """Whether activations of all the images are kept; --pictures may be another number when a run goes on."""
+        try:
+            with np.load(self.folder / BEFORE) as stored:
+                known = set(stored.files)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
+        names = [backbone.stage_info[number - 1].name for number in self.settings.taps]
+        return all(f"{name}.{row}" in known for name in names for row in range(len(self.images)))
 
     def draw(self, backbone: Backbone) -> Path | None:
         """Draws the picture; ``None`` without images or without matplotlib."""

@@ -20,6 +20,7 @@ from ..loop import EpochLoop
 from ..optimizer import build_optimizer
 from ..outputs import Outputs
 from ..position import Position
+from ..state import saved_step
 from ..stopping import StopRequest
 from .network import PretrainNetwork
 from .pictures import ActivationPictures
@@ -111,7 +112,8 @@ class Pretrainer(EpochLoop[ViewBatch]):
         if accelerator.is_main_process and not self.first_problems:
             self.pictures = ActivationPictures(folder, pool, cache, settings)
             # The state is restored later: what is here now is what the run started from, also when it goes on.
-            self.pictures.keep_before(self.module.backbone)
+            goes_on = saved_step(self.checkpoint.folder) is not None
+            self.pictures.keep_before(self.module.backbone, goes_on=goes_on)
 
     @property
     def result(self) -> Backbone:
