@@ -110,6 +110,14 @@ def test_the_model_says_where_it_comes_from(drawn: Drawn, learned: Path) -> None
     assert "anomaly_maps" in (learned / "best" / "README.md").read_text()
 
 
+def test_a_model_folder_to_start_from_is_named_without_its_path(drawn: Drawn, learned: Path, tmp_path: Path) -> None:
+    settings = {**drawn.settings, "model": str(learned / "best"), "weights": "auto", "epochs": 1}
+    pretrain_detector(out=str(tmp_path / "run"), **settings)
+    origin = ModelConfig.load(tmp_path / "run" / "last").provenance
+    assert origin["settings"]["model"] == "best" and "--model best" in origin["commands"][-1]
+    assert str(learned) not in json.dumps(origin)
+
+
 def test_the_boxes_are_those_of_the_rule(drawn: Drawn, learned: Path) -> None:
     images = read_images(drawn.folder / "pool")
     made = pseudo_boxes(MapStore.open(drawn.folder / "maps"), images, BoxSettings(margin=0.4))
@@ -163,7 +171,10 @@ def test_fine_tuning_thaws_the_backbone(learned: Path, tmp_path: Path) -> None:
     before, after = tensors(learned / "best"), tensors(tmp_path / "run" / "last")
     moved = [name for name in after if name.startswith("backbone.") and not torch.equal(before[name], after[name])]
     assert len(moved) > 100
-    assert ModelConfig.load(tmp_path / "run" / "last").class_names == ("dark", "bright")
+    config = ModelConfig.load(tmp_path / "run" / "last")
+    assert config.class_names == ("dark", "bright")
+    assert "--model best" in config.provenance["command"] and config.provenance["settings"]["model"] == "best"
+    assert str(learned) not in json.dumps(config.provenance)
 
 
 def test_a_frozen_backbone_costs_its_forward_pass_only() -> None:

@@ -74,7 +74,7 @@ def provenance(record: dict[str, Any], settings: TrainSettings) -> dict[str, Any
         "start": {k: v for k, v in record["start"].items() if k != "tensors_drawn"},
         "seed": settings.seed,
         "command": command(settings, published=True),
-        "settings": {k: v for k, v in settings.to_dict().items() if k not in ("data", "out", "license")},
+        "settings": names_only({k: v for k, v in settings.to_dict().items() if k not in ("data", "out", "license")}),
         "versions": record["versions"],
         "git_commit": record["git_commit"],
     }
@@ -85,11 +85,16 @@ def command(settings: TrainSettings, *, published: bool = False) -> str:
 
     Args:
         settings: of the run.
-        published: name the data by their folder's name, and leave out where the run was written.
+        published: name data and models by their folders' names, and leave out where the run was written.
     """
     if not published:
         return command_line("finetune", settings)
-    return command_line("finetune", settings, {"data": data_name(settings)}, leave_out=("out", "license"))
+    instead = {
+        "data": data_name(settings),
+        "model": names_only(settings.model),
+        "backbone_weights": names_only(settings.backbone_weights),
+    }
+    return command_line("finetune", settings, instead, leave_out=("out", "license"))
 
 
 def command_line(
@@ -125,6 +130,15 @@ def data_name(settings: TrainSettings) -> str:
 def folder_name(path: str) -> str:
     """The last part of a path or URL."""
     return path.rstrip("/").rpartition("/")[2] if "://" in path else Path(path).resolve().name
+
+
+def names_only(value: Any) -> Any:
+    """Plain values with the last part of every absolute path in its place."""
+    if isinstance(value, dict):
+        return {key: names_only(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [names_only(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def fingerprint(train: Dataset, val: Dataset) -> str:

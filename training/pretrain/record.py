@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..record import circumstances, command_line, folder_name
+from ..record import circumstances, command_line, folder_name, names_only
 from .pool import Pool
 from .settings import PretrainSettings
 from .start import BackboneStart
@@ -51,23 +51,14 @@ def provenance(record: dict[str, Any], settings: PretrainSettings) -> dict[str, 
         **({"license": settings.license} if settings.license else {}),
         "datasets": sorted(data["images_by_source"]),
         "pretrained_on": {k: data[k] for k in ("fingerprint", "images", "images_by_source")},
-        "anomaly_maps": _names_only({k: maps[k] for k in ("fingerprint", "grid", "settings")}),
+        "anomaly_maps": names_only({k: maps[k] for k in ("fingerprint", "grid", "settings")}),
         "start": record["start"],
         "seed": settings.seed,
         "command": published_command(settings),
-        "settings": _names_only({k: v for k, v in settings.to_dict().items() if k not in places}),
+        "settings": names_only({k: v for k, v in settings.to_dict().items() if k not in places}),
         "versions": record["versions"],
         "git_commit": record["git_commit"],
     }
-
-
-def _names_only(value: Any) -> Any:
-    """Plain values with the last part of every absolute path in its place."""
-    if isinstance(value, dict):
-        return {key: _names_only(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_names_only(part) for part in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def published_command(settings: PretrainSettings) -> str:

@@ -24,7 +24,7 @@ from ..anomaly.store import MapStore
 from ..data.dataset import Dataset
 from ..data.problems import some
 from ..data.unlabelled import read_images
-from ..record import circumstances, command_line, fingerprint, folder_name
+from ..record import circumstances, command_line, fingerprint, folder_name, names_only
 from .stage2_settings import HIDDEN, DetectorSettings
 
 if TYPE_CHECKING:
@@ -214,14 +214,14 @@ def provenance(record: dict[str, Any], settings: DetectorSettings) -> dict[str, 
         "pretrained_on": {k: data[k] for k in ("fingerprint", "train_images", "val_images", "images_by_source")},
         "pseudo_boxes": {k: v for k, v in boxes.items() if k != "statistics"},
         "metrics_measured_on": record["scored_on"],
-        "anomaly_maps": {k: maps[k] for k in ("fingerprint", "grid", "settings")},
+        "anomaly_maps": names_only({k: maps[k] for k in ("fingerprint", "grid", "settings")}),
         "start": {k: v for k, v in record["start"].items() if k != "tensors_drawn"},
         "seed": settings.seed,
         "commands": [
             *earlier_commands(settings),
             command_line(COMMAND, settings, instead, leave_out=(*HIDDEN, "out", "license")),
         ],
-        "settings": {k: v for k, v in record["settings"].items() if k not in places},
+        "settings": names_only({k: v for k, v in record["settings"].items() if k not in places}),
         "versions": record["versions"],
         "git_commit": record["git_commit"],
     }
