@@ -235,6 +235,18 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(
     assert f"agssp-zoo agssp --out {tmp_path / 'run'}" in capsys.readouterr().out
 
 
+def test_a_run_that_an_image_has_stopped_goes_on_with_more_tolerance(pool: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "pool"
+    shutil.copytree(pool, broken)
+    file = sorted((broken / "neu").rglob("*.png"))[0]
+    file.write_bytes(file.read_bytes()[:-200])
+    limited = {**SETTINGS, "backbone": (*SETTINGS["backbone"], "time_limit=0.001")}
+    with pytest.raises(TrainingError, match="give a higher --tolerance to go on without it"):
+        run_chain(images=str(broken), out=str(tmp_path / "run"), **limited)
+    outcome = run_chain(images=str(broken), out=str(tmp_path / "run"), **limited, tolerance=0.1)
+    assert (outcome.step, outcome.reason) == ("backbone", "time limit")
+
+
 def test_the_plan_is_what_the_steps_do(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = words(images=pool, out=tmp_path / "run", **{**SETTINGS, "seed": 5})[2:]
     assert cli.main([*command, "--plan"]) == 0

@@ -27,6 +27,7 @@ from agssp_zoo.errors import (  # noqa: E402
     TrainingError,
 )
 from agssp_zoo.training.pretrain.cli import pretrain_backbone  # noqa: E402
+from agssp_zoo.training.pretrain.pool import read_pool  # noqa: E402
 from agssp_zoo.training.pretrain.recipes import list_recipes, load_recipe, with_recipe  # noqa: E402
 from agssp_zoo.training.pretrain.settings import PretrainSettings  # noqa: E402
 
@@ -173,7 +174,28 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(cache_mb: int, drawn: dict
     settings = {**SMALL, "images": str(pool), "maps": str(tmp_path / "maps"), "cache_mb": cache_mb, "epochs": 1}
     with pytest.raises(TrainingError, match=r"1 images cannot be read.*tolerated 0 of 6.*steel/1\.png"):
         pretrain_backbone(out=str(tmp_path / "run"), **settings)
+    assert pretrain_backbone(out=str(tmp_path / "run"), resume=True, tolerance=0.2).finished, "as the message says"
     assert pretrain_backbone(out=str(tmp_path / "tolerant"), **settings, tolerance=0.2).finished
+
+
+def test_unreadable_images_count_as_when_the_maps_were_made(tmp_path: Path) -> None:
+    """As a share of all files, those that cannot even be listed and those found later together."""
+    pool = write_pool(tmp_path / "pool", 5)
+    write_maps(pool, tmp_path / "maps")
+    for name in ("steel/1.png", "tile/2.png"):
+        (pool / name).write_bytes(b"no image")
+    settings = {**SMALL, "images": (str(pool),), "maps": str(tmp_path / "maps"), "tolerance": 0.2}
+    assert len(read_pool(PretrainSettings(**settings))) == 8
+    with pytest.raises(DataError, match=r"2 errors in 10 images, more than the tolerance of 19\.00%"):
+        read_pool(PretrainSettings(**{**settings, "tolerance": 0.19}))
+    values = json.loads((tmp_path / "maps" / "store.json").read_text())
+    keys = json.loads((tmp_path / "maps" / values["files"]["keys"]).read_text())
+    keys["keys"][keys["keys"].index("tile/4")] = "nothing"
+    (tmp_path / "maps" / "store.json").write_text(json.dumps({**values, "unreadable": ["tile/4"]}))
+    (tmp_path / "maps" / values["files"]["keys"]).write_text(json.dumps(keys))
+    with pytest.raises(DataError, match=r"1 of 10 images have no map.*\(?tile/4\)?, and 2 cannot be read now"):
+        read_pool(PretrainSettings(**settings))
+    assert len(read_pool(PretrainSettings(**{**settings, "tolerance": 0.3}))) == 7
 
 
 def test_flat_maps_and_gray_pictures_give_numbers(tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(cache_mb: int, data: Path,
     with pytest.raises(TrainingError, match=rf"1 images cannot be read.*tolerated 0.*{sixth}\.png.*{kept}"):
         finetune(out=str(run), **settings)
     assert not (run / "last").exists()
+    assert finetune(out=str(run), resume=True, tolerance=0.1).finished, "as the message says"
     capsys.readouterr()
     outcome = finetune(out=str(tmp_path / "tolerant"), **settings, tolerance=0.1)
     assert outcome.finished

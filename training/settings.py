@@ -40,7 +40,9 @@ class TrainSettings:
     val_fraction: float = setting(
         0.0, "where the data have no such split: validate on this share of the images, drawn by the seed"
     )
-    tolerance: float = setting(0.0, "share of the images that may be unreadable before training stops, 0-1")
+    tolerance: float = setting(
+        0.0, "share of the images that may be unreadable before training stops, 0-1", runtime=True
+    )
 
     size: int = setting(
         0,

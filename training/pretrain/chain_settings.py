@@ -56,7 +56,7 @@ class ChainSettings:
     maps: tuple[str, ...] = setting((), "more options of anomaly-maps, as NAME=VALUE: size=224 layers=2,3")
     backbone: tuple[str, ...] = setting((), "more options of pretrain-backbone: batch=128 task=none")
     detector: tuple[str, ...] = setting((), "more options of pretrain-detector: optimizer=adamw margin=0.2")
-    tolerance: float = setting(0.0, "share of the images that may be unreadable, 0-1")
+    tolerance: float = setting(0.0, "share of the images that may be unreadable, 0-1", runtime=True)
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", runtime=True)
     threads: int = setting(0, "CPU threads of the networks; 0 takes all cores", runtime=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,58 @@ class Pool:
         return {name: self.sources.count(name) for name in sorted(set(self.sources))}
 
 
+class PoolSettings(Protocol):
+    """What both stages say of their images."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Folders of images, or of shards."""
+
+    @property
+    def exclude(self) -> str:
+        """File of the names of images to leave out."""
+
+    @property
+    def split(self) -> str:
+        """Which images."""
+
+    @property
+    def format(self) -> str:
+        """Of the data."""
+
+    @property
+    def maps(self) -> str:
+        """Folder of the anomaly maps."""
+
+    @property
+    def tolerance(self) -> float:
+        """Share of the images that may be unreadable, 0-1."""
+
+
+def read_mapped(settings: PoolSettings) -> tuple[Dataset, MapStore]:
+    """The images that have anomaly maps, and those.
+
+    Images that cannot be read now, and those that could not when the maps were made, are left out within the
+    tolerance, which counts as in `anomaly-maps`: both kinds together, as a share of all image files.
+
+    Raises:
+        DataError: images or maps cannot be read, more images are lost than tolerated, or the maps are of other images.
+    """
+    images = read_images(
+        settings.images, split=settings.split, format=settings.format, exclude=settings.exclude or None
+    ).require_clean(settings.tolerance, labels=False)
+    store = MapStore.open(settings.maps, images=images)
+    without = [record.key for record in images if record.key not in store]
+    lost, total = len(without) + len(images.unreadable), len(images) + len(images.unreadable)
+    if without and lost > settings.tolerance * total:
+        more = f", and {len(images.unreadable)} cannot be read now" if images.unreadable else ""
+        raise DataError(
+            f"{settings.maps}: {len(without)} of {total} images have no map, as they could not be read when the "
+            f"maps were made: {some(without)}{more}. Repair them and make the maps anew, or raise --tolerance."
+        )
+    return replace(images, records=tuple(record for record in images if record.key in store)), store
+
+
 def read_pool(settings: PretrainSettings) -> Pool:
     """Reads the images and opens their maps.
 
@@ -63,24 +115,7 @@ def read_pool(settings: PretrainSettings) -> Pool:
         DataError: images or maps cannot be read, or the maps are of other images.
         TrainingError: the pool is too small, or has one class where several are needed.
     """
-    images = read_images(
-        settings.images, split=settings.split, format=settings.format, exclude=settings.exclude or None
-    )
-    allowed = int(settings.tolerance * len(images))
-    if len(images.errors) > allowed:
-        listed = "; ".join(str(problem).rstrip(".") for problem in images.errors[:3])
-        raise DataError(
-            f"{images.path}: {len(images.errors)} images cannot be used, more than the tolerated {allowed} of "
-            f"{len(images)}: {listed}. Repair or remove them, name them in a file for --exclude, or raise --tolerance."
-        )
-    store = MapStore.open(settings.maps, images=images)
-    without = [record.key for record in images if record.key not in store]
-    if len(without) > allowed:
-        raise DataError(
-            f"{settings.maps}: {len(without)} of {len(images)} images have no map, as they could not be read when the "
-            f"maps were made: {some(without)}. Repair them and make the maps anew, or raise --tolerance."
-        )
-    images = replace(images, records=tuple(record for record in images if record.key in store))
+    images, store = read_mapped(settings)
     if len(images) < 2:
         raise TrainingError(f"{images.path}: {len(images)} image to learn from; a pool needs two at least.")
     names = sources(images)

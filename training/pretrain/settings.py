@@ -39,7 +39,9 @@ class PretrainSettings:
         "what pixels become: model: as its weights (or its architecture) have them; unit: 0-1, as the YOLOv8 detectors "
         "take them; paper: the authors' mean and deviation",
     )
-    tolerance: float = setting(0.0, "share of the images that may be unreadable before the run stops, 0-1")
+    tolerance: float = setting(
+        0.0, "share of the images that may be unreadable before the run stops, 0-1", runtime=True
+    )
 
     taps: tuple[int, ...] = setting((3, 4), "stages, from 1, whose activations learn the anomaly maps")
     freeze: int = setting(0, "stages, from the input on, that keep their weights and statistics")

@@ -23,8 +23,8 @@ from ..anomaly.boxes_files import to_coco_boxes
 from ..anomaly.store import MapStore
 from ..data.dataset import Dataset
 from ..data.problems import some
-from ..data.unlabelled import read_images
 from ..record import circumstances, command_line, fingerprint, folder_name, names_only
+from .pool import read_mapped
 from .stage2_settings import HIDDEN, DetectorSettings
 
 if TYPE_CHECKING:
@@ -57,16 +57,7 @@ def read_boxes(settings: DetectorSettings) -> BoxPool:
     Raises:
         DataError: images or maps cannot be read, the maps are of other images, or there are no boxes to learn.
     """
-    images = read_images(
-        settings.images, split=settings.split, format=settings.format, exclude=settings.exclude or None
-    ).require_clean(settings.tolerance, labels=False)
-    store = MapStore.open(settings.maps, images=images)
-    without = [record.key for record in images if record.key not in store]
-    if len(without) > settings.tolerance * len(images):
-        raise DataError(
-            f"{settings.maps}: {len(without)} of {len(images)} images have no map, as they could not be read when the "
-            f"maps were made: {some(without)}. Repair them and make the maps anew, or raise --tolerance."
-        )
+    images, store = read_mapped(settings)
     boxes = pseudo_boxes(store, images, settings.rule)
     records = [replace(record, split="train") for record in boxes.images]
     filled = sum(len(record.boxes) > 0 for record in records)
