@@ -365,6 +365,16 @@ def test_methods_combine(tmp_path: Path, pool: Path) -> None:
     assert make(pool, tmp_path / "out", method="gray+gray2").made == 0
 
 
+def test_a_combination_refuses_another_store_before_its_parts_are_made(tmp_path: Path, pool: Path) -> None:
+    make(pool, tmp_path / "out", method="gray")
+    with pytest.raises(TrainingError, match=r"holds maps of --method gray, not gray\+gray2; give another --out"):
+        make(pool, tmp_path / "out", method="gray+gray2")
+    assert not (tmp_path / "out" / "parts").exists()
+    make(pool, tmp_path / "both", method="gray+gray2")
+    with pytest.raises(TrainingError, match=r"holds maps of --method gray\+gray2, not gray2\+gray"):
+        make(pool, tmp_path / "both", method="gray2+gray")
+
+
 def test_a_combination_keeps_the_notes_of_its_parts(tmp_path: Path, pool: Path) -> None:
     outcome = make(pool, tmp_path / "out", method="gray+gray2", object="pool")
     assert outcome.store is not None and len(outcome.notes) == 2

@@ -95,6 +95,8 @@ def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     images = read_pool(settings) if images is None else images
     out = Path(settings.out)
     _refuse_place(out, settings)
+    if len(names) > 1:
+        _refuse_other_store(out, "+".join(names))
     accelerator = build_accelerator(settings)
     before = torch.get_num_threads()
     torch.set_num_threads(settle_threads(settings))
@@ -129,6 +131,13 @@ def _refuse_place(out: Path, settings: MapSettings) -> None:
         folder = Path(path).absolute()
         if folder.is_dir() and out.absolute().is_relative_to(folder):
             raise InvalidArgumentError(f"--out {out} lies in the folder of the images, {path}; give another.")
+
+
+def _refuse_other_store(out: Path, method: str) -> None:
+    """A combination comes last; that its folder is another store's is to be known before its parts are made."""
+    stored = (read_store_file(out) or {}).get("settings", {}).get("method", method)
+    if stored != method:
+        raise TrainingError(f"{out}: holds maps of --method {stored}, not {method}; give another --out, or remove it.")
 
 
 class _Part:
