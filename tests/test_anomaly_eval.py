@@ -186,6 +186,20 @@ def test_data_sets_in_one_store_are_measured_apart(tmp_path: Path) -> None:
     assert alone["pixel_auroc"] == result["sources"]["y"]["pixel_auroc"]
 
 
+def test_folders_of_one_name_in_a_pool_can_be_measured_alone(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "data" for name in ("x", "y")]
+    for folder in folders:
+        write_images(folder, dict.fromkeys(("bad", "good"), (80, 80)))
+        write_mask(folder, "bad", mask_of((3, 3)))
+    images = read_images(folders)
+    maps = {record.key: cells((3, 3)) if record.key.endswith("bad") else cells() for record in images}
+    assert set(maps) == {"x_data/bad", "x_data/good", "y_data/bad", "y_data/good"}
+    store = make_store(tmp_path / "maps", images, maps)
+    alone = evaluate_maps(store, read_dataset(folders[1]))
+    assert (alone["images"], alone["with_mask"], alone["left_out"]) == (2, 1, 0)
+    assert alone["image_auroc"] == 1.0
+
+
 def test_shards_have_boxes_but_no_masks(masked: tuple[MapStore, Path], tmp_path: Path) -> None:
     store, root = masked
     pack(read_dataset(root), tmp_path / "shards", PackSettings())

@@ -130,6 +130,17 @@ def test_every_line_of_exclude_means_one_image(tmp_path: Path, lines: str, messa
         read_images(root, exclude=tmp_path / "out.txt")
 
 
+def test_images_that_cannot_be_read_can_be_excluded(tmp_path: Path) -> None:
+    root = write_pool(tmp_path / "pool")
+    (root / "tiles" / "images" / "pit" / "1.png").write_bytes(b"no image")
+    (root / "strip" / "images" / "s2.png").write_bytes(b"no image")
+    (tmp_path / "out.txt").write_text("tiles/images/pit/1.png\ns2.png\n")
+    for pool in (root, [root / "tiles", root / "strip"]):
+        assert len(read_images(pool).unreadable) == 2
+        found = read_images(pool, exclude=tmp_path / "out.txt").require_clean(labels=False)
+        assert {record.key for record in found} == {"tiles/crack/1", "tiles/crack/2", "strip/s1", "strip/s3"}
+
+
 def test_excluding_everything_is_an_error(tmp_path: Path) -> None:
     write_image(tmp_path / "data" / "a.png", "a")
     (tmp_path / "out.txt").write_text("a\n")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ..data.dataset import Dataset
 from ..data.problems import some
 from ..data.progress import progress
 from ..data.records import Record
+from ..data.unlabelled import pool_names
 from .boxes import BoxSettings, pseudo_boxes
 from .grid import enlarge
 from .metrics import PixelCounter, ScoreBins, image_figures
@@ -92,9 +92,12 @@ def _given_as_normal(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _stored_key(store: MapStore, dataset: Dataset, record: Record) -> str:
-    """The key under which a store has an image: in a pool of several folders, keys begin with the folder's name."""
-    pooled = f"{Path(dataset.path).name}/{record.key}"
-    return pooled if record.key not in store and pooled in store else record.key
+    """The key under which a store has an image: in a pool of several folders, keys begin with the folder's name.
+
+    Where several have one name, those above them stand before it.
+    """
+    pooled = (f"{name}/{record.key}" for name in pool_names(dataset.path))
+    return next((key for key in (record.key, *pooled) if key in store), record.key)
 
 
 def _evaluate(store: MapStore, images: Dataset, masks: Masks, settings: BoxSettings) -> dict[str, Any]:

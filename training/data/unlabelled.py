@@ -106,7 +106,11 @@ def read_images(
     dataset = pools[0]
     if len(pools) > 1:
         dataset = Dataset((), tuple(records), tuple(problems), ", ".join(chosen), "images")
-    return dataset if exclude is None else _without(dataset, _files(records, names, chosen), Path(exclude))
+    if exclude is None:
+        return dataset
+    # What cannot be read is no record, but can be excluded, too.
+    lost = [(problem.key, problem.file) for problem in problems if problem.code == "corrupt-image" and problem.key]
+    return _without(dataset, _files(records, lost, names, chosen), Path(exclude))
 
 
 def _read(path: str, split: str, format: str) -> Dataset:
@@ -125,31 +129,38 @@ def _read(path: str, split: str, format: str) -> Dataset:
 
 def _names(paths: Sequence[str]) -> list[str]:
     """A name for each of several pools: its folder's, with the one above where that is needed."""
-    parts = [[part for part in re.split(r"[\\/]+", _absolute(path)) if part] for path in paths]
-    for depth in (1, 2, 3):
-        names = ["_".join(one[-depth:]) for one in parts]
+    for names in zip(*map(pool_names, paths), strict=True):
         if len(set(names)) == len(names):
-            return names
+            return list(names)
     raise DataError(f"{', '.join(paths)}: a folder is given twice.")
+
+
+def pool_names(path: str) -> list[str]:
+    """What :func:`read_images` may call a folder, or shards, among several: its name, and that with those above it."""
+    parts = [part for part in re.split(r"[\\/]+", _absolute(path)) if part]
+    return ["_".join(parts[-depth:]) for depth in (1, 2, 3)]
 
 
 def _absolute(path: str) -> str:
     return path.partition("?")[0].partition("://")[2] if is_url(path) else str(Path(path).absolute())
 
 
-def _files(records: Sequence[Record], names: Sequence[str], paths: Sequence[str]) -> list[File]:
-    """The records as files, for matching the lines of a list with them."""
+def _files(
+    records: Sequence[Record], lost: Sequence[tuple[str, str]], names: Sequence[str], paths: Sequence[str]
+) -> list[File]:
+    """The images as files, for matching the lines of a list with them; ``lost`` are keys and paths of further ones."""
     roots = [(name, _absolute(path)) for name, path in zip(names, paths, strict=True)]
+    known = [(record.key, record.path, record.offset < 0) for record in records]
     files = []
-    for record in records:
-        rel = record.key
-        if record.offset < 0:
+    for key, path, own in (*known, *((key, path, True) for key, path in lost)):
+        rel = key
+        if own:
             for name, root in roots:
-                if record.path.startswith(root + os.sep) and record.key.startswith(name):
-                    below = record.path[len(root) + 1 :].replace(os.sep, "/")
+                if path.startswith(root + os.sep) and key.startswith(name):
+                    below = path[len(root) + 1 :].replace(os.sep, "/")
                     rel = f"{name}/{below}" if name else below
                     break
-        files.append(File(rel, record.path, record.key))
+        files.append(File(rel, path, key))
     return files
 
 
@@ -161,7 +172,7 @@ def _without(dataset: Dataset, files: Sequence[File], listed: Path) -> Dataset:
     """
     problems, found = Problems(), dict[str, str]()
     read_list(listed, "excluded", Matcher(files), found, problems)
-    bad = [str(problem) for problem in problems if problem.severity == "error"]
+    bad = [str(problem).rstrip(".") for problem in problems if problem.severity == "error"]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise DataError(
