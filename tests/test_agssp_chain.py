@@ -13,11 +13,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from anomaly_stores import make_store, write_images
 from PIL import Image
 from training_runs import environment, python, state
 
@@ -33,8 +35,10 @@ from agssp_zoo import cli  # noqa: E402
 from agssp_zoo.config import ModelConfig  # noqa: E402
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError, TrainingError  # noqa: E402
 from agssp_zoo.folder import sha256_file  # noqa: E402
+from agssp_zoo.training.anomaly.boxes import pseudo_boxes  # noqa: E402
 from agssp_zoo.training.anomaly.layout import DONE  # noqa: E402
 from agssp_zoo.training.pretrain.chain import open_chain, run_chain  # noqa: E402
+from agssp_zoo.training.pretrain.chain_pictures import map_sheets  # noqa: E402
 from agssp_zoo.training.pretrain.chain_settings import ChainSettings, read_options, small_recipe  # noqa: E402
 from agssp_zoo.training.pretrain.figures import curves  # noqa: E402
 from agssp_zoo.training.pretrain.settings import PretrainSettings  # noqa: E402
@@ -164,6 +168,24 @@ def test_the_report_holds_all_of_itself(whole: Path) -> None:
     assert "No figure here is measured on labels" in page.text
     for command in json.loads((whole / "chain.json").read_text())["commands"].values():
         assert command in page.text
+
+
+def test_a_data_set_without_a_box_has_a_sheet_of_its_own(tmp_path: Path) -> None:
+    images = write_images(tmp_path, {"blank/a": (64, 64), "steel/b": (64, 64), "steel/c": (64, 64)})
+    peak = np.zeros((4, 4), np.float32)
+    peak[1, 1] = 1.0
+    maps = {record.key: peak * record.key.endswith("b") for record in images}
+    names = ["blank" if key.startswith("blank") else "steel" for key in maps]
+    store = make_store(tmp_path / "maps", images, maps, sources=names)
+    boxed = tuple(record for record in images if record.key.endswith("b"))
+    kept = {"train": pseudo_boxes(store, replace(images, records=boxed))}  # as stage 2 keeps them
+    assert len(kept["train"].of(boxed[0].key)[0]) == 1
+    sheets = map_sheets(store, images, kept, ["blank", "steel"], tmp_path / "pictures", 4)
+    drawn = sorted(file.stem for file in (tmp_path / "pictures").rglob("*/*.png"))
+    assert drawn == ["blank__a", "steel__b", "steel__c"]
+    for name, sheet in sheets.items():
+        with Image.open(tmp_path / "pictures" / f"{name}.png") as file:
+            assert sheet.tobytes() == file.convert("RGB").tobytes()
 
 
 def test_the_same_command_again_does_nothing_but_the_report(pool: Path, whole: Path) -> None:

@@ -60,14 +60,20 @@ def kept_boxes(folder: Path, images: Dataset, store: MapStore, settings: BoxSett
 
 
 def map_sheets(
-    store: MapStore, boxes: dict[str, PseudoBoxes], names: Sequence[str], folder: Path, limit: int
+    store: MapStore,
+    images: Dataset,
+    boxes: dict[str, PseudoBoxes],
+    names: Sequence[str],
+    folder: Path,
+    limit: int,
 ) -> dict[str, Image.Image]:
     """A sheet of images, maps and pseudo-boxes for each data set; the pictures are left in a folder.
 
     Args:
         store: the maps.
+        images: the pool; those without a box are shown, too.
         boxes: of :func:`kept_boxes`.
-        names: the data sets.
+        names: the data sets, each with a map at least.
         folder: where the pictures go, also a larger one of each image.
         limit: images of a data set.
     """
@@ -79,9 +85,9 @@ def map_sheets(
         parts[0].thresholds,
         parts[0].settings,
     )
-    wanted = tuple(record for record, name in zip(everything.images, everything.sources, strict=True) if name in names)
-    shown = replace(everything.images, class_names=(), records=wanted)
-    files = write_pictures(store, shown, folder, boxes=everything, limit=limit)
+    held = [record for record in images if record.key in store]
+    wanted = tuple(record for record in held if store.sources[store.row(record.key)] in names)
+    files = write_pictures(store, replace(images, records=wanted), folder, boxes=everything, limit=limit)
     sheets = {}
     for name, file in zip(sorted(names), files[: len(names)], strict=True):
         with Image.open(file) as picture:

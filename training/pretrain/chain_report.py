@@ -153,7 +153,7 @@ def _maps(chain: Chain, store: MapStore, detector: TrainedRun, boxes: dict[str, 
     if chain.settings.pictures:
         largest = sorted(highest, key=lambda name: (-len(highest[name]), name))[:MOST_SHEETS]
         pictures = chain.settings.folder("maps") / "pictures"
-        drawn = map_sheets(store, boxes, sorted(largest), pictures, chain.settings.pictures)
+        drawn = map_sheets(store, chain.images, boxes, sorted(largest), pictures, chain.settings.pictures)
         shown = (f"<h3>{escape(name)}</h3>{picture(sheet, f'Maps of {name}')}" for name, sheet in drawn.items())
         sheets = (
             "<p>Each image beside its map with the pseudo-boxes over it (a green line goes around what a mask beside "
