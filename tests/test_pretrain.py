@@ -227,6 +227,17 @@ def test_pictures_of_another_number_when_a_run_goes_on(drawn: Drawn, tmp_path: P
             np.testing.assert_array_equal(stored[name], values)
 
 
+def test_pictures_of_files_with_unusual_names(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    pool = write_pool(tmp_path / "pool", 2)
+    for number, name in enumerate(("p$_{x$-y", "\u30c6")):
+        (pool / "steel" / f"{number}.png").rename(pool / "steel" / f"{name}.png")
+    maps = write_maps(pool, tmp_path / "maps")
+    run = tmp_path / "run"
+    pretrain_backbone(images=str(pool), maps=str(maps), out=str(run), **{**SMALL, "epochs": 1, "pictures": 4})
+    assert (run / "activations.png").is_file()
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 def test_activations_of_a_run_that_never_saved_a_state_are_measured_anew(drawn: Drawn, tmp_path: Path) -> None:
     settings = {**drawn.settings, "epochs": 1, "pictures": 2}
     pretrain_backbone(out=str(tmp_path / "one"), **settings, seed=1)

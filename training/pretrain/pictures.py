@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class ActivationPictures:
             maps: list[Any] = [self.pool.maps.probability(key)]
             maps += [source[name][row] for name in after for source in (before, after)]
             axes[row][0].imshow(image)
-            axes[row][0].set_ylabel(key[-24:], fontsize=6)
+            axes[row][0].set_ylabel(key[-24:], fontsize=6, parse_math=False)  # "$" is a letter of a file's name
             height, width = image.shape[:2]
             for axis, values in zip(axes[row][1:], maps, strict=True):
                 axis.imshow(values, cmap="inferno", extent=(0, width, height, 0))
@@ -123,7 +124,9 @@ class ActivationPictures:
             axis.set_xticks([])
             axis.set_yticks([])
         temporary = self.folder / f".{PICTURE}.tmp"
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph ")  # of letters that matplotlib's font has not: boxes stand there
+            FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
         temporary.replace(self.folder / PICTURE)
         return self.folder / PICTURE
 
