@@ -210,6 +210,8 @@ def test_encoders_that_there_are_not(tmp_path: Path) -> None:
     for name, message in ((VIT, "takes multiples of 16, as 64"), (CNN, "takes multiples of 32, as 64")):
         with pytest.raises(InvalidArgumentError, match=f"--size 70: {name} {message}"):
             load_encoder(name, "none", size=70)
+    with pytest.raises(InvalidArgumentError, match="takes multiples of 14, as 42"):  # 28 would be refused
+        load_encoder("vit_small_patch14_dinov2", "none", size=40)
     with pytest.raises(InvalidArgumentError, match="--encoder-weights is for models of timm"):
         load_encoder(CNN, "some.pth")
     assert load_encoder(CNN, "none").size == 224 and load_encoder("vit_tiny_patch16_384", "none").size == 224

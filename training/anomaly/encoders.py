@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 DEFAULT_ENCODER = "vit_small_patch14_dinov2"
 """Small, and self-supervised: its patches tell textures apart without having learnt any labels."""
 DEFAULT_SIZE = 224
+SMALLEST_SIZE = 32
+"""What :class:`~.settings.MapSettings` takes at least."""
 NO_WEIGHTS = "none"
 """Newly drawn weights, for tests and for measuring speed."""
 
@@ -322,8 +324,8 @@ def _settle_size(size: int, step: int, name: str) -> int:
     if not size:
         return -(-DEFAULT_SIZE // step) * step
     if size % step:
-        below = size // step * step
-        raise InvalidArgumentError(f"--size {size}: {name} takes multiples of {step}, as {below or step}.")
+        near = max(size // step, -(-SMALLEST_SIZE // step)) * step
+        raise InvalidArgumentError(f"--size {size}: {name} takes multiples of {step}, as {near}.")
     return size
 
 
