@@ -28,10 +28,12 @@ from agssp_zoo.cli import main as zoo  # noqa: E402
 from agssp_zoo.config import ModelConfig  # noqa: E402
 from agssp_zoo.errors import TrainingError  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
+from agssp_zoo.training.checkpoint import Checkpoint  # noqa: E402
 from agssp_zoo.training.data import pack, read_dataset  # noqa: E402
 from agssp_zoo.training.ema import AveragedModel  # noqa: E402
 from agssp_zoo.training.finetune import finetune  # noqa: E402
 from agssp_zoo.training.optimizer import build_optimizer, set_rates  # noqa: E402
+from agssp_zoo.training.position import Position  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings  # noqa: E402
 from agssp_zoo.training.transfer import build_start  # noqa: E402
 
@@ -193,6 +195,38 @@ def test_time_limit_stops_with_the_state_saved(tmp_path: Path, threads: None) ->
     assert state(run)["step"] == 1 and not (run / "last").exists()
     assert finetune(out=str(run), resume=True, time_limit=0.0).finished
     assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+
+
+def test_states_between_epochs_wait_for_the_weights_to_move(
+    tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third step of six never is a fourth one, but the state is saved at the move after it."""
+    data = write_data(tmp_path / "data", train=12, val=2)
+    saved: list[int] = []
+    save = Checkpoint.save
+
+    def noted(self: Checkpoint, position: Position, bad_images: list[str]) -> None:
+        saved.append(position.step)
+        save(self, position, bad_images)
+
+    monkeypatch.setattr(Checkpoint, "save", noted)
+    settings = {**SMALL, "batch": 2, "accumulate": 4, "save_every": 3}
+    finetune(data=str(data), out=str(tmp_path / "run"), **settings)
+    assert saved == [4, 6, 10, 12]
+
+
+def test_events_of_a_resumed_run_have_every_step_once(tmp_path: Path, threads: None) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data = write_data(tmp_path / "data", train=8, val=2)
+    run = tmp_path / "run"
+    for number in range(4):
+        given = {} if number else {"data": str(data), **SMALL}
+        finetune(out=str(run), **given, resume=bool(number), time_limit=1e-3)  # a step a sitting
+    events = EventAccumulator(str(run / "events"))
+    events.Reload()
+    assert [entry.step for entry in events.Scalars("loss/total")] == [1, 2, 3, 4]
+    assert [entry.step for entry in events.Scalars("epoch/map50")] == [2, 4]
 
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, threads: None) -> None:

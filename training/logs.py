@@ -71,7 +71,7 @@ class Events:
 
     Args:
         folder: where the event files go; ``None`` writes none.
-        first_step: steps from here on are written anew (a resumed run).
+        first_step: the first that is written; what the folder has of it or of later ones, from before a kill, is void.
     """
 
     def __init__(self, folder: Path | None, first_step: int) -> None:
@@ -84,7 +84,7 @@ class Events:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 return
-            self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Adds scalars at a step."""

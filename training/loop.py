@@ -210,6 +210,7 @@ class EpochLoop(ABC, Generic[BatchT]):
         self.plan.start(at.epoch, at.epoch_step)
         pending: Pending = []
         lr = 0.0
+        stop, save = "", False  # once asked for, both wait for the next move of the weights
         batches = iter(self.loader)
         clock = time.monotonic()
         while (batch := next(batches, None)) is not None:
@@ -222,17 +223,19 @@ class EpochLoop(ABC, Generic[BatchT]):
             pending.append((at.step, batch.keys, parts))
             # Asking and looking at losses makes a GPU wait, so it is done now and then there.
             log = at.step % settings.log_every == 0
-            stop = self.stop.reason() if log or self.device.type == "cpu" or not self.several else ""
-            moved = at.epoch_step % settings.accumulate == 0
-            save = moved and bool(settings.save_every) and at.step % settings.save_every == 0
-            if log or save or stop or self.device.type == "cpu":
+            if not stop and (log or self.device.type == "cpu" or not self.several):
+                stop = self.stop.reason()
+            save = save or (bool(settings.save_every) and at.step % settings.save_every == 0)
+            due = bool(stop or save) and at.epoch_step % settings.accumulate == 0
+            if log or due or self.device.type == "cpu":
                 rows = self._take_losses(pending)
                 if log:
                     self.outputs.log_step(rows[-1], lr, at.step)
             now = time.monotonic()
             at.seconds, clock = at.seconds + now - clock, now
-            if (stop or save) and moved and at.epoch_step < self.plan.steps:
+            if due and at.epoch_step < self.plan.steps:
                 self.checkpoint.save(at, self.bad_images)
+                save = False
                 if stop:
                     return stop
             self.outputs.progress.show(

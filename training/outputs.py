@@ -64,14 +64,14 @@ class Outputs:
         self.progress = logs.Progress(main)
         self._events: logs.Events | None = None
 
-    def open(self, history: Sequence[logs.Row], first_step: int) -> None:
-        """Begins, or goes on: metrics.csv as in the state, events from ``first_step`` on anew, no remains of a kill."""
+    def open(self, history: Sequence[logs.Row], steps: int) -> None:
+        """Begins, or goes on after so many steps: metrics.csv as in the state, later events void, no remains of a kill."""
         if not self.main:
             return
         for rest in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.old")):
             shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
         logs.write_metrics(self.folder / "metrics.csv", history, self.layout.columns)
-        self._events = logs.Events(self.folder / "events", first_step)
+        self._events = logs.Events(self.folder / "events", steps + 1)
 
     def close(self, history: Sequence[logs.Row] | None) -> None:
         """Ends; with a history, the plots are drawn."""
