@@ -123,6 +123,26 @@ def test_boxes_stay_tight_around_what_they_mark(mosaic: bool) -> None:
     assert found > 20 and turned > 10
 
 
+def test_boxes_of_a_mosaic_end_where_their_images_are_cut() -> None:
+    """A mosaic's canvas cuts images off, and shifted or small it leaves a margin in which there is nothing."""
+    size = 96
+    settings = TrainSettings(data="x", size=size, brightness=0.0, contrast=0.0)
+    image = np.full((size, size, 3), 60, np.uint8)
+    image[10:80, 20:90] = 255
+    marked = Sample(image, np.array([[20, 10, 90, 80]], np.float32), np.array([0]), gray=True)
+    sound = Sample(np.full_like(image, 60), marked.boxes[:0], marked.labels[:0], gray=True)
+    margins = 0
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        sample = augment(rng, 0, 10**6, lambda index: sound if index else marked, settings, mosaic=True, pad_value=0)
+        rows, columns = np.nonzero(sample.image[..., 0] > 150)
+        margins += bool((sample.image[..., 0] == 0).any())
+        for box in sample.boxes:
+            seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.abs(box - seen).max() < 2.5, seed
+    assert margins > 30
+
+
 def test_quarter_turns_are_exact_and_as_often_as_asked_for() -> None:
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     boxes = np.array([[0, 1, 2, 4], [5, 0, 6, 1]], np.float32)

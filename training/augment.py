@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +179,10 @@ def draw_matrix(rng: np.random.Generator, shape: tuple[int, ...], settings: Trai
 
 
 def affine(sample: Sample, matrix: NDArray[np.float64], size: int, pad_value: int) -> Sample:
-    """Maps image and boxes by ``matrix`` (2, 3) onto a square of ``size``; boxes that (nearly) leave it are dropped."""
+    """Maps image and boxes by ``matrix`` (2, 3) onto a square of ``size``; boxes that (nearly) leave it are dropped.
+
+    So are boxes that nearly leave ``sample.image``, as those of a mosaic may: they end where the image does.
+    """
     linear, offset = matrix[:, :2], matrix[:, 2]
     back = np.linalg.inv(linear)
     shift = -back @ offset
@@ -192,14 +195,23 @@ def affine(sample: Sample, matrix: NDArray[np.float64], size: int, pad_value: in
     )
     boxes, labels = sample.boxes, sample.labels
     if len(boxes):
-        corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2) @ linear.T + offset
-        whole = np.concatenate([corners.min(1), corners.max(1)], 1)
-        inside = whole.clip(0, size)
+        height, width = sample.image.shape[:2]
+        whole = _around_mapped(boxes, linear, offset)
+        there = _around_mapped(boxes.clip(0, np.array([width, height, width, height])), linear, offset)
+        inside = there.clip(0, size)
         area = np.prod(whole[:, 2:] - whole[:, :2], 1)
         sides = inside[:, 2:] - inside[:, :2]
         keep = (sides.min(1) >= MIN_SIDE) & (np.prod(sides, 1) >= MIN_VISIBLE * area)
         boxes, labels = inside[keep].astype(np.float32), labels[keep]
     return Sample(np.asarray(image), boxes, labels, sample.gray)
+
+
+def _around_mapped(
+    boxes: NDArray[Any], linear: NDArray[np.float64], offset: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The upright boxes (n, 4) around boxes whose corners an affine map moves."""
+    corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2) @ linear.T + offset
+    return np.concatenate([corners.min(1), corners.max(1)], 1)
 
 
 def change_light(
