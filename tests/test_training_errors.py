@@ -33,10 +33,11 @@ from agssp_zoo.training.data import read_dataset  # noqa: E402
 from agssp_zoo.training.devices import settle_precision, settle_workers  # noqa: E402
 from agssp_zoo.training.ema import AveragedModel  # noqa: E402
 from agssp_zoo.training.failures import explain  # noqa: E402
-from agssp_zoo.training.finetune import finetune, main  # noqa: E402
+from agssp_zoo.training.finetune import finetune, main, read_splits  # noqa: E402
 from agssp_zoo.training.loader import epoch_order  # noqa: E402
 from agssp_zoo.training.outputs import finish  # noqa: E402
 from agssp_zoo.training.position import Position  # noqa: E402
+from agssp_zoo.training.record import command  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings, merge_for_resume  # noqa: E402
 
 
@@ -91,6 +92,7 @@ def unchanged(data: Path) -> None:
         (unchanged, {"data": "no/such/data"}, DataError, "no/such/data"),
         (unchanged, {"momentum": 1.5}, TrainingError, "--momentum is 1.5; it must lie in 0-1"),
         (unchanged, {"momentum": 1.0}, TrainingError, "--momentum is 1.0; it must be below 1"),
+        (unchanged, {"hue": 0.7}, TrainingError, "--hue is 0.7; it is in turns of the colour circle .* 0-0.5"),
         (unchanged, {"out": "/dev/null/run"}, TrainingError, "cannot be written"),
     ],
 )
@@ -193,12 +195,16 @@ def test_settings_of_a_stored_run() -> None:
     stored = TrainSettings(data="d", out="o", precision="bf16", lr=0.01).settled("bf16").to_dict()
     for name in ("val_fraction", "report", "export", "license", "plots"):
         del stored[name]  # a run of an earlier version
-    given = {"precision": "auto", "lr": None, "threads": 3, "report": False}
+    given = {"precision": "auto", "lr": None, "threads": 3, "report": False, "turn_classes": []}
     merged = merge_for_resume(stored, given, "config.json")
     assert merged == TrainSettings(data="d", out="o", lr=0.01, threads=3, report=False).settled("bf16")
     # Of what was not settled "auto" is a value as any other.
     with pytest.raises(TrainingError, match=r"other settings: --weights auto \(was none\); leave them out"):
         merge_for_resume({**stored, "weights": "none"}, {"weights": "auto"}, "config.json")
+    # Names in a list, as Python callers give them, are those of a tuple, and in the command that is noted.
+    turned = TrainSettings(data="d", out="o", quarter_turn=0.5, turn_classes=["a b", "c"])
+    assert command(turned).endswith("--quarter-turn 0.5 --turn-classes 'a b' c")
+    assert merge_for_resume(turned.to_dict(), {"turn_classes": ["a b", "c"]}, "config.json") == turned
     with pytest.raises(ConfigError, match="unknown key 'sice'; did you mean 'size'"):
         merge_for_resume({**stored, "sice": 3}, {}, "config.json")
 
@@ -280,6 +286,11 @@ def test_a_report_that_fails_names_the_command_with_all_its_options(data: Path, 
         f" Again with: agssp-zoo val --data {data} --model '{best}' --out '{best.parent / 'val'}' --val-fraction 0.3 "
         "--seed 4 --format yolo --tile 64 --overlap 0.2 --tolerance 0.1"
     )
+    # All images together, as `val --split all` has them.
+    train, val = read_splits(TrainSettings(data=str(data), val_split="all"))
+    assert (len(train), len(val)) == (8, 10)
+    (said,) = finish(best.parent, val, TrainSettings(data=str(data), val_split="all"), device="cpu", command="")
+    assert said.endswith(" --split all")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

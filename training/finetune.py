@@ -144,9 +144,10 @@ def read_splits(settings: TrainSettings) -> tuple[Dataset, Dataset]:
         DataError: no labels, no such split, or more faulty labels than tolerated.
     """
     from .data import read_dataset
+    from .data.dataset import ALL
 
     data = read_dataset(settings.data, format=settings.format).require_clean(settings.tolerance)
-    if settings.val_split not in data.splits:
+    if settings.val_split not in (*data.splits, ALL):
         if not settings.val_fraction:
             try:
                 data.split(settings.val_split)

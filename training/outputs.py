@@ -17,7 +17,7 @@ from agssp_zoo.errors import AgsspZooError
 from agssp_zoo.folder import ModelFolder, update_checksums, write_folder
 
 from . import logs
-from .data.dataset import Dataset
+from .data.dataset import ALL, Dataset
 from .data.text import readable
 from .settings import TrainSettings
 
@@ -65,7 +65,7 @@ class Outputs:
         self._events: logs.Events | None = None
 
     def open(self, history: Sequence[logs.Row], steps: int) -> None:
-        """Begins, or goes on after so many steps: metrics.csv as in the state, later events void, no remains of a kill."""
+        """Begins, or goes on after so many steps: metrics.csv as in the state, later events void, a kill cleared up."""
         if not self.main:
             return
         for rest in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.old")):
@@ -167,6 +167,7 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
     """
     said = []
     best = folder / "best"
+    split = ALL if len(data.splits) > 1 else next(iter(data.splits))
     if settings.report and (best / "model.safetensors").is_file():
         try:
             from .evaluation import validate
@@ -179,11 +180,11 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
                 overlap=settings.overlap,
                 tolerance=1.0 if settings.tolerance else 0.0,  # the run has judged what cannot be read
             )
-            found = validate(best, data, split=next(iter(data.splits)), settings=chosen, command=command)
+            found = validate(best, data, split=split, settings=chosen, command=command)
             figures, report = found.save(folder / "val")
             said.append(f"report: {report} (map50 {found.metrics.map50:.4f}, figures in {figures.name})")
         except (AgsspZooError, OSError) as error:
-            said.append(f"no report: {error} Again with: {_val_command(folder, settings, next(iter(data.splits)))}")
+            said.append(f"no report: {error} Again with: {_val_command(folder, settings, split)}")
     if settings.export and (best / "model.safetensors").is_file():
         try:
             said.append(f"ONNX: {_export(best)}")

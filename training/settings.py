@@ -143,13 +143,14 @@ class TrainSettings:
     license: str = setting("", "licence of the trained model, for its card (an SPDX identifier)", runtime=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "turn_classes", _names(self.turn_classes))
         _check(self.size == 0 or self.size >= 32, "size", self, "it must be at least 32, or 0 to have it chosen")
         at_least = {"epochs": 1, "batch": 1, "accumulate": 1, "val_every": 1, "log_every": 1}
         for name, low in at_least.items():
             _check(getattr(self, name) >= low, name, self, f"it must be at least {low}")
         for name in (
             *("warmup", "weight_decay", "clip_norm", "freeze", "ema_ramp", "close_mosaic", "degrees", "patience"),
-            *("shear", "hue", "threads", "cache_mb", "save_every", "time_limit", "seed"),
+            *("shear", "threads", "cache_mb", "save_every", "time_limit", "seed"),
             *("box_weight", "cls_weight", "dfl_weight", "tile_empty"),
         ):
             _check((getattr(self, name) or 0) >= 0, name, self, "it must not be negative")
@@ -159,6 +160,7 @@ class TrainSettings:
         if self.turn_classes and not self.quarter_turn:
             raise TrainingError("--turn-classes says what --quarter-turn turns; give --quarter-turn 0.5 with it.")
         _check(0 <= self.overlap <= 0.9, "overlap", self, "it must lie in 0-0.9")
+        _check(0 <= self.hue <= 0.5, "hue", self, "it is in turns of the colour circle and must lie in 0-0.5")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
             *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
@@ -208,6 +210,11 @@ _BY_OPTIMIZER = {
 }
 """What is taken where a run does not say. On 1439 images of steel at 256 px, from random weights, adamw so set is ahead
 of sgd from the first epochs on."""
+
+
+def _names(given: Any) -> tuple[Any, ...]:
+    """One name, or several values, as a tuple: Python callers may give a list."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _check(good: bool, name: str, settings: TrainSettings, rule: str) -> None:
@@ -274,6 +281,7 @@ def merge_settings(
         TrainingError: a given setting that shapes the result differs from the stored one.
     """
     before = from_plain(cls, stored, where)
+    given = {k: _names(v) if isinstance(getattr(before, k), tuple) else v for k, v in given.items()}
     runtime = {f.name for f in dataclasses.fields(cls) if f.metadata["runtime"]} | set(movable)  # type: ignore[arg-type]
     differing = [
         f"--{name.replace('_', '-')} {value} (was {getattr(before, name)})"
