@@ -76,6 +76,19 @@ class TestNearDuplicates:
         looks = [look_at(np.full((40, 40, 3), level, np.uint8)) for level in (0, 128)]
         assert near_duplicates(looks, ["train", "val"]) == []
         assert near_duplicates([], []) == []
+        # Nor are they among images that share much, which is taken out of all of them.
+        scene = np.asarray(surface(7)).astype(float)
+        parts = [np.clip(0.8 * scene + 0.15 * np.asarray(surface(seed)), 0, 255) for seed in range(200, 210)]
+        looks += [look_at(rgb(Image.fromarray(part.astype(np.uint8)))) for part in parts]
+        assert near_duplicates(looks, ["train", "val"] * 6) == []
+
+    def test_many_equal_images_are_each_paired_once(self) -> None:
+        empty, other = look_at(np.zeros((40, 40, 3), np.uint8)), look_at(rgb(surface(1)))
+        looks = [empty] * 1000 + [other] * 2
+        pairs = near_duplicates(looks, ["train", "val"] * 501)
+        assert len(pairs) == 1000 and all(pair.same and pair.correlation == 1 for pair in pairs)
+        assert {place for pair in pairs for place in (pair.first, pair.second)} == set(range(1002))
+        assert len(near_duplicates(looks, ["train"] * 1002)) == 1000
 
 
 @pytest.fixture
