@@ -704,6 +704,18 @@ class TestMasks:
         assert codes(dataset) == {"mask-speck": 1, "no-label-file": 1}
         assert len(dataset[0].boxes) == 0
 
+    def test_masks_of_an_image_have_one_size(self, tmp_path: Path) -> None:
+        """A mask of half the size would give boxes of half the size, in the wrong place."""
+        half, whole = np.zeros((HEIGHT // 2, WIDTH // 2), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
+        half[2:8, 2:8], whole[20:30, 30:40] = 255, 255
+        root = self._folder(tmp_path, half, "masks/crack/x.png")
+        (root / "masks/pit").mkdir()
+        Image.fromarray(whole).save(root / "masks/pit/x.png")
+        dataset = read_dataset(root)
+        assert [record.key for record in dataset] == ["free"]
+        (problem,) = dataset.errors
+        assert problem.code == "size-mismatch" and problem.file.endswith("pit/x.png") and problem.key == "x"
+
     def test_values_are_classes(self, tmp_path: Path) -> None:
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
         mask[2:8, 2:8], mask[2:8, 8:20], mask[20:30, 30:40], mask[0] = 1, 3, 1, 255

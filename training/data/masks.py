@@ -73,7 +73,12 @@ def read_masks(root: Path, rels: Sequence[str], problems: Problems) -> Dataset:
             named.refuse(image, "corrupt-mask", file, message, problems)
             continue
         values = _values(pixels)
-        pending.size = (values.shape[1], values.shape[0])
+        size = (values.shape[1], values.shape[0])
+        if pending.size not in (None, size):
+            message = f"has {size[0]}x{size[1]} pixels, {pending.file} of the same image other ones; it is left out."
+            named.refuse(image, "size-mismatch", file, message, problems)
+            continue
+        pending.size = size
         if _is_picture(values, _class_folder(rel)):
             one = bool(_class_folder(rel)) or (listed is not None and len(listed) == 1)
             _judge(pixels, values, one, label, file, pending.key, problems)
