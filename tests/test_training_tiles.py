@@ -144,6 +144,16 @@ def test_a_run_on_tiles_goes_on_exactly_and_is_measured_as_val_does(tmp_path: Pa
     assert by_command["map50"] == pytest.approx(figures["map50"], abs=0.02)
 
 
+def test_tolerance_is_of_images_not_of_tiles(tmp_path: Path) -> None:
+    data = write_strips(tmp_path / "strips")
+    for name in ("0", "1"):
+        file = data / "images" / "train" / f"{name}.png"
+        file.write_bytes(file.read_bytes()[:-2000])
+    settings = {**SMALL, "tile": 64, "tolerance": 0.12, "tile_empty": 1.0}
+    with pytest.raises(TrainingError, match=r"2 images cannot be read, more than the tolerated 1 of 9"):
+        finetune(data=str(data), out=str(tmp_path / "run"), **settings)
+
+
 def test_the_score_in_training_is_that_of_the_detector_on_tiles(tmp_path: Path) -> None:
     """With a network that finds something: random weights, those of the classes shaken."""
     from agssp_zoo import models

@@ -93,7 +93,8 @@ class Trainer(EpochLoop[Batch]):
             tiling=settings.tiling,
         )
         store = ImageStore(train.records, settings.size, cache - cache // 4)
-        self.images = len(store) + len(val)
+        # Of an image that cannot be read all tiles are lost, and it is one.
+        self.images = len({(record.path, record.offset) for record in train.records}) + len(val)
         self.first_problems = (*store.problems, *self.validator.problems)
         self.plan = BatchPlan(len(store), settings.batch, rank, processes)
         turning = turning_labels(settings, train.class_names)
