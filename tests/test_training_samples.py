@@ -75,6 +75,17 @@ def test_a_sample_depends_on_seed_epoch_and_place_alone(tmp_path: Path) -> None:
         BatchPlan(10, 4, 0, 3)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_draws_nothing_from_torch_s_generator(tmp_path: Path, workers: int) -> None:
+    """A run that goes on starts its loader once more; what networks draw in training must not depend on that."""
+    records = read_dataset(write_data(tmp_path / "data", train=4, val=1)).split("train").records
+    store = ImageStore(records, 64, 1 << 30)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches(store, SETTINGS, 0, workers=workers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_mosaic_ends_before_the_last_epochs(tmp_path: Path) -> None:
     records = read_dataset(write_data(tmp_path / "data", train=8, val=1)).split("train").records
     still = TrainSettings(data="x", size=64, epochs=4, close_mosaic=2, scale=0.0, translate=0.0, mosaic=1.0)

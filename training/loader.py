@@ -256,7 +256,7 @@ def build_loader(samples: TrainingSamples, plan: BatchPlan, workers: int, *, pin
 def load_batches(
     samples: Dataset[Any], plan: BatchPlan, stack: Callable[[Sequence[Any]], Any], workers: int, *, pin: bool
 ) -> DataLoader[Any]:
-    """Batches of any samples, in the plan's order.
+    """Batches of any samples, in the plan's order; nothing is drawn from torch's own generator.
 
     Args:
         samples: answers the sample of an (epoch, position) pair.
@@ -277,6 +277,9 @@ def load_batches(
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
         worker_init_fn=functools.partial(_leave_signals_to_the_trainer, ending) if workers else None,
+        # Of its own: from torch's it would draw a number at every start, so that a run that goes on within an epoch, or
+        # with other workers, would leave out other branches or add other noise than the run in one go.
+        generator=torch.Generator(),
     )
 
 
