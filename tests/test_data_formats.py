@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import time
@@ -682,6 +684,21 @@ class TestLabelme:
         (empty,) = [p.line for p in dataset.problems if p.code == "empty-box"]
         assert lines[empty - 1].strip() == "{" and '"crack"' in lines[empty]
         assert "c" not in {record.key for record in dataset}
+
+    def test_the_points_of_a_mask_are_its_first_and_last_pixel(self, tmp_path: Path) -> None:
+        folders.labelme(tmp_path)
+        file = tmp_path / "labelme/a.json"
+        picture = io.BytesIO()
+        Image.fromarray(np.ones((6, 11), np.uint8)).save(picture, "PNG")
+        mask = {"label": "pit", "shape_type": "mask", "mask": base64.b64encode(picture.getvalue()).decode()}
+        shapes = [
+            {**mask, "points": [[10, 20], [20, 25]]},
+            {**mask, "points": [[30.2, 20.4], [41.0, 26.0]]},  # as newer versions round them
+            {**mask, "points": [[5, 7], [5, 9]], "mask": "no picture"},
+        ]
+        file.write_text(json.dumps({**json.loads(file.read_text()), "shapes": shapes}))
+        record = read_dataset(tmp_path)[0]
+        assert record.boxes.tolist() == [[10, 20, 21, 26], [30, 20, 41, 26], [5, 7, 6, 10]]
 
 
 class TestMasks:

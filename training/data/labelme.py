@@ -1,11 +1,14 @@
 """labelme: a JSON file an image, with polygons, rectangles, circles and masks; their bounding boxes are read.
 
-Points are in pixels from 0 with fractions, so a box is the smallest and largest of them. Shapes of one label that
-share a ``group_id`` are parts of one object and give one box.
+Points are in pixels from 0 with fractions, so a box is the smallest and largest of them. Those of a mask are its first
+and its last pixel, and its picture has what lies between. Shapes of one label that share a ``group_id`` are parts of
+one object and give one box.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +115,22 @@ def _corners(shape: dict[str, Any]) -> tuple[float, float, float, float] | None:
     if shape.get("shape_type") == "circle":
         radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
         return xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius
+    if shape.get("shape_type") == "mask":
+        left, top = round(min(xs)), round(min(ys))
+        width, height = _mask_size(shape.get("mask")) or (round(max(xs)) + 1 - left, round(max(ys)) + 1 - top)
+        return left, top, left + width, top + height
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _mask_size(encoded: Any) -> tuple[int, int] | None:
+    """Width and height of a mask's picture, a PNG in base64; ``None`` where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+            return image.size
+    except Exception:  # Pillow's plugins raise many kinds on broken files
+        return None
 
 
 def _join(one: Box, other: Box) -> Box:
