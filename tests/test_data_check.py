@@ -182,6 +182,9 @@ def test_command_text_json_and_pictures(
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("usable") is True and printed == report
     assert {file: file.stat().st_mtime_ns for file in troubled.rglob("*")} == before, "the data are left alone"
+    # Another report in the same place keeps no picture of this one.
+    assert main(["check-data", "data", "--labels-only", "--out", str(out)]) == 1
+    assert sorted(file.name for file in out.iterdir()) == ["report.json", "samples.png"]
 
 
 def test_our_own_pictures_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from .input_sizes import THIN
+from .ours import own_pictures
 from .places import check_out
 from .recognise import FORMATS, read_dataset
 from .text import readable
@@ -81,6 +82,8 @@ def _write(report: CheckReport, out: Path, samples: int, seed: int) -> None:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in own_pictures(out, ["samples.png", "duplicates.png"]):  # of a report before this one
+            (out / name).unlink(missing_ok=True)
         temporary = out / ".report.json.tmp"
         temporary.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(out / "report.json")
