@@ -42,8 +42,9 @@ class PackSettings:
 
     Attributes:
         size: images whose longer side is above this are scaled down to it, boxes with them; 0 keeps every size.
-        format: ``"original"`` keeps the bytes of JPEG, PNG and WebP files and stores others as PNG, so that nothing
-            is lost; the other formats encode every image that is not yet in that format.
+        format: ``"original"`` keeps the bytes of JPEG, PNG and WebP files and stores others, and those that are stored
+            turned, as PNG, so that nothing is lost; scaled ones stay in their format. The other formats encode every
+            image that is not yet in that format.
         quality: of JPEG and WebP, 1-100.
         shard_size: a shard is closed when it holds this many bytes.
         seed: of the order in which samples lie in the shards, for tools that read them front to back. The order of
@@ -242,7 +243,10 @@ def encode(record: Record, settings: PackSettings) -> tuple[bytes, str, Record]:
     with Image.open(io.BytesIO(data)) as image:
         kind = _KEPT.get(image.format or "", "")
         turned = "exif" in image.info and image.getexif().get(0x0112, 1) != 1
-    wanted = settings.format if settings.format != "original" else kind or "png"
+    if settings.format != "original":
+        wanted: str = settings.format
+    else:
+        wanted = "png" if turned and not shrink else kind or "png"
     if kind == wanted and not shrink and not turned:
         return data, _SUFFIX[kind], record
     picture = Image.fromarray(pixels)
