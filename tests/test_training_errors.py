@@ -293,6 +293,23 @@ def test_a_report_that_fails_names_the_command_with_all_its_options(data: Path, 
     assert said.endswith(" --split all")
 
 
+@pytest.mark.parametrize(("named", "device"), [("cpu:0", "cpu"), ("cuda:1", "cuda:1"), ("mps:0", "mps")])
+def test_the_report_is_made_on_the_device_of_the_run(
+    named: str, device: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are several processes, accelerate numbers CPUs, too."""
+    import agssp_zoo.training.evaluation as evaluation
+
+    def refuse(*_: object, settings: Any, **__: object) -> None:
+        raise DataError(settings.device)
+
+    monkeypatch.setattr(evaluation, "validate", refuse)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.safetensors").touch()
+    (said,) = finish(tmp_path, read_dataset(data).split("val"), TrainSettings(), device=named, command="")
+    assert said.startswith(f"no report: {device} Again with")
+
+
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from agssp_zoo.training.losses import DetectionLoss, LossSums
 

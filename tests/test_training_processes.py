@@ -34,7 +34,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
         **SMALL, "data": str(data), "batch": 16, "epochs": 8, "warmup": 2.0, "optimizer": "sgd", "lr": 0.002,
         "val_every": 8, "close_mosaic": 8,
     }  # fmt: skip
-    done = launch(out=tmp_path / "two", **settings)
+    done = launch(out=tmp_path / "two", **{**settings, "report": True})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 8/8") == 1  # one of them speaks
     before = torch.get_num_threads()
@@ -45,6 +45,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert two[0] == pytest.approx(one[0], rel=0.02)  # the same samples through the same weights
     assert np.mean(two[-10:]) == pytest.approx(np.mean(one[-10:]), rel=0.05)
     assert np.median(np.abs(np.array(two) / one - 1)) < 0.03  # the losses differ more from batch to batch
+    assert (tmp_path / "two" / "val" / "report.html").is_file(), done.stdout
     # Every image was validated, by one process or the other.
     assert rows(tmp_path / "two")[-1]["map50"] != ""
 

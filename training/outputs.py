@@ -159,7 +159,7 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
         folder: the run's folder.
         data: the images to validate on.
         settings: of the run.
-        device: what the model is evaluated on.
+        device: what the model is evaluated on, as accelerate calls it: ``"cpu:0"`` where there are several processes.
         command: what the report states as its command.
 
     Returns:
@@ -175,7 +175,7 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
 
             chosen = ValidationSettings(
                 engine="pytorch",
-                device=device,
+                device=device if device.startswith("cuda") else device.partition(":")[0],  # no engine numbers CPUs
                 tile=settings.tile or None,
                 overlap=settings.overlap,
                 tolerance=1.0 if settings.tolerance else 0.0,  # the run has judged what cannot be read
