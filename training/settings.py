@@ -68,9 +68,9 @@ class TrainSettings:
         None, "learning rate after warm-up; left out: 0.001 for adamw (DINO: 0.0001), 0.01 for sgd"
     )
     backbone_lr: float = setting(1.0, "learning rate of the backbone, as a share of --lr")
-    final_lr: float = setting(0.01, "learning rate of the last step, as a share of --lr")
+    final_lr: float = setting(0.01, "share of --lr that the learning rate falls towards")
     schedule: Literal["cosine", "linear"] = setting("cosine", "how the learning rate falls")
-    warmup: float = setting(3.0, "epochs over which the learning rate rises from 0")
+    warmup: float = setting(3.0, "epochs over which the learning rate rises from 0, at most half of them all")
     momentum: float | None = setting(None, "first beta of adamw (left out: 0.9), momentum of sgd (left out: 0.937)")
     weight_decay: float | None = setting(
         None,
