@@ -617,6 +617,14 @@ class TestCoco:
         single = read_dataset(source / "annotations/instances_val.json")
         assert single.splits == {"val": 2} and codes(single) == {"image-without-entry": 1}
 
+    def test_a_name_that_says_no_split_is_reported_beside_those_that_do(self, tmp_path: Path) -> None:
+        root = folders.coco(tmp_path)
+        (root / "annotations/instances_val.json").rename(root / "annotations/instances_holdout.json")
+        dataset = read_dataset(root)
+        assert dataset.splits == {"train": 6} and codes(dataset)["split-not-told"] == 1
+        (root / "annotations/instances_train.json").rename(root / "annotations/instances_rest.json")
+        assert "split-not-told" not in codes(read_dataset(root))  # one set in two parts
+
     def test_lists_that_are_far_apart(self, tmp_path: Path) -> None:
         root = folders.coco(tmp_path)
         file = root / "annotations/instances_train.json"

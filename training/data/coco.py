@@ -27,11 +27,15 @@ _LISTS = (b'"annotations"', b'"categories"', b'"images"')
 
 @dataclass(slots=True)
 class _Document:
-    """One JSON file as it is read: where it is, its images by id, and what its category ids mean."""
+    """One JSON file as it is read: where it is, its images by id, and what its category ids mean.
+
+    ``told`` says whether its name or folder names the split.
+    """
 
     file: Path
     rel: str
     split: str
+    told: bool
     values: dict[str, Any]
     classes: dict[int, str] = field(default_factory=dict)
     images: dict[Any, Pending] = field(default_factory=dict)
@@ -96,6 +100,10 @@ def read_coco(root: Path, rels: Sequence[str], problems: Problems, *, files: Seq
     if not files:
         raise DataError(f"{root}: holds no COCO file, a JSON with images, annotations and categories.")
     documents = [_open(root, rel) for rel in files]
+    for document in documents:
+        if not document.told and any(other.told for other in documents):
+            message = "its name says no split, so its images are train's; where they are not, call it by theirs."
+            problems.warning("split-not-told", document.file, message)
     images = coco_images(root, rels, [document.values for document in documents])
     classes = _class_order(documents, problems)
     index = {name: label for label, name in enumerate(classes)}
@@ -124,8 +132,8 @@ def _open(root: Path, rel: str) -> _Document:
                 raise DataError(f"{root / rel}: entry {position} of {part!r} is not an object.")
     parts = PurePosixPath(rel)
     words = [*parts.stem.replace("-", "_").replace(".", "_").split("_"), *reversed(parts.parts[:-1])]
-    split = next(filter(None, map(split_name, words)), "train")
-    return _Document(root / rel, rel, split, values)
+    split = next(filter(None, map(split_name, words)), "")
+    return _Document(root / rel, rel, split or "train", bool(split), values)
 
 
 def _class_order(documents: list[_Document], problems: Problems) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ Warnings while reading::
     voc-zero-based       coordinates that count from 0        several-formats      of labels in one folder
     path-not-there       data.yaml's path                     exif-orientation     stored turned or mirrored
     mask-beside-image    left out of unlabelled images        shared-label-file    YOLO, two images of one name
-    mask-faint           components below half of the range
+    mask-faint           components below half of the range   split-not-told       of a COCO file, read as train
 
 Warnings of ``agssp-zoo check-data``::
 
