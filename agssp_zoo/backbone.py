@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 from agssp_zoo.config import Preprocess
 from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE, choose_engine
 from agssp_zoo.errors import EngineError, InvalidArgumentError, MissingDependencyError, SourceError
-from agssp_zoo.features import FeatureInfo
+from agssp_zoo.features import FeatureInfo, check_indices
+from agssp_zoo.folder import CONFIG
 from agssp_zoo.geometry import prepare
 from agssp_zoo.images import ChannelOrder
 from agssp_zoo.sources import iter_sources
@@ -87,7 +90,8 @@ def load_backbone(
         name_or_path: a registered name, a bare architecture, a model folder, or ``hf://owner/repo[@revision]``; with
             ``engine="onnx"`` also an ``.onnx`` file. A detector's folder gives the detector's backbone.
         weights: ``False`` builds the architecture with newly drawn weights; nothing is looked for on the Hub then.
-        out_indices: the stages whose maps are wanted, from 0, ascending; default the last three.
+        out_indices: the stages whose maps are wanted, from 0, ascending, negative ones from the end; default the last
+            three (all four of a detector that takes all four), with ``engine="onnx"`` all that the file has.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
         engine: ``"pytorch"``, or ``"onnx"``, which needs no torch.
         **hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, as in huggingface_hub.
@@ -117,7 +121,7 @@ def load_backbone(
     from agssp_zoo.engines.pytorch import find_device
 
     where = find_device(device)
-    module = _load_module(name_or_path, hub) if weights else _build_module(name_or_path)
+    module = _load_module(name_or_path, hub) if weights else _build_module(name_or_path, hub)
     if out_indices is not None:
         module.set_out_indices(out_indices)
     return module.to(where).eval()
@@ -132,17 +136,18 @@ def _load_module(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> B
     return _backbone_of(load(folder.config, folder.file(WEIGHTS_FILE)))
 
 
-def _build_module(name_or_path: str | os.PathLike[str]) -> Backbone:
+def _build_module(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> Backbone:
     """The module with new weights, by the config of a folder, or of an architecture alone."""
     from agssp_zoo.models import ARCHITECTURES, build, default_config
 
     name = os.fspath(name_or_path)
     architecture = name.split(".", 1)[0]
-    if architecture in ARCHITECTURES and not Path(name).expanduser().is_dir():
+    if architecture in ARCHITECTURES and not (Path(name).expanduser() / CONFIG).is_file():
         return _backbone_of(build(default_config(architecture)))
     from agssp_zoo import hub as hub_module
 
-    return _backbone_of(build(hub_module.resolve(name_or_path, local_files_only=True).config))
+    asked = {**hub, "local_files_only": True, "force_download": False}
+    return _backbone_of(build(hub_module.resolve(name_or_path, **asked).config))
 
 
 def _backbone_of(module: Any) -> Backbone:
@@ -170,7 +175,8 @@ class OnnxBackbone:
 
     Attributes:
         config: the model's configuration.
-        out_indices: the file's outputs that are answered, counted from 0.
+        out_indices: the stages whose maps are answered, from 0, as of a :class:`Backbone`. A file holds the maps of
+            some stages only; their names end in the stage's number, from 1.
     """
 
     def __init__(self, model: OnnxModel, out_indices: Sequence[int] | None = None) -> None:
@@ -178,19 +184,27 @@ class OnnxBackbone:
             raise EngineError(f"{model.path} answers no feature maps; export a backbone.")
         self.model = model
         self.config: ModelConfig = model.config
-        count = len(model.output_names)
-        indices = range(count) if out_indices is None else [i + count if i < 0 else i for i in out_indices]
-        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= count:
-            raise InvalidArgumentError(
-                f"out_indices={out_indices}: the file has the maps {', '.join(model.output_names)}; give ascending "
-                f"numbers out of 0..{count - 1}, or export the backbone with other out_indices."
-            )
-        self.out_indices = tuple(indices)
+        self._stages = _stages(model.output_names)
+        self.out_indices = tuple(self._stages)
+        if out_indices is not None:
+            self.out_indices = self._choose(out_indices)
+
+    def _choose(self, out_indices: Sequence[int]) -> tuple[int, ...]:
+        """The stages that were asked for; InvalidArgumentError where the file does not have their maps."""
+        with contextlib.suppress(InvalidArgumentError):
+            indices = check_indices(out_indices, max(self._stages) + 1)
+            if self._stages.keys() >= set(indices):
+                return indices
+        raise InvalidArgumentError(
+            f"out_indices={out_indices!r}: {self.model.path} has the maps {', '.join(self._stages.values())} of the "
+            f"stages {', '.join(map(str, self._stages))}; give ascending numbers of these, or take engine='pytorch', "
+            "which has all."
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the maps that are answered."""
-        return tuple(self.model.output_names[i] for i in self.out_indices)
+        return tuple(self._stages[i] for i in self.out_indices)
 
     @cached_property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -225,6 +239,18 @@ class OnnxBackbone:
             EngineError: the network cannot be run.
         """
         return self.run(self.preprocess(source, channel_order=channel_order))
+
+
+def _stages(names: Sequence[str]) -> dict[int, str]:
+    """Stage, from 0 -> name of its map in a file.
+
+    Names that do not end in rising numbers from 1, as those of the zoo's backbones do, are taken for the first stages'.
+    """
+    numbers = [re.search(r"[1-9][0-9]*$", name) for name in names]
+    stages = [int(number.group()) - 1 for number in numbers if number]
+    if len(stages) < len(names) or stages != sorted(set(stages)):
+        stages = list(range(len(names)))
+    return dict(zip(stages, names, strict=True))
 
 
 def _load_onnx(

@@ -23,6 +23,7 @@ from agssp_zoo.config import ModelConfig, Preprocess
 from agssp_zoo.errors import (
     CheckpointError,
     EngineError,
+    HubError,
     ImageError,
     InvalidArgumentError,
     MissingDependencyError,
@@ -112,6 +113,24 @@ def test_without_weights():
         load_backbone("resnet5", weights=False)
 
 
+def test_without_weights_a_folder_that_happens_to_have_the_name_does_not_matter(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet50").mkdir()
+    assert load_backbone("resnet50", weights=False).config.name == "resnet50.scratch"
+    shutil.copytree(folder, tmp_path / "cspdarknet_s")
+    assert load_backbone("cspdarknet_s", weights=False).config.name == "cspdarknet_n.drawn"
+
+
+def test_without_weights_the_config_is_the_one_that_was_asked_for(folder, tmp_path):
+    """Of a repository in a cache of its own; nothing is downloaded."""
+    snapshot = tmp_path / "cache" / "models--lab--mine" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    asked = {"cache_dir": tmp_path / "cache", "revision": "a" * 40}
+    assert load_backbone("hf://lab/mine", weights=False, **asked).config.name == "cspdarknet_n.drawn"
+    with pytest.raises(HubError, match="not in the cache"):
+        load_backbone("hf://lab/mine", weights=False)
+
+
 def test_a_detectors_backbone(tmp_path):
     config = models.default_config("yolov8_n")
     module = models.build(config)
@@ -144,6 +163,29 @@ def test_onnx_answers_the_same_without_torch(onnx_folder, tmp_path):
     assert done.stdout == "2 False\n", done.stderr
 
 
+def test_out_indices_are_stages_in_every_engine(onnx_folder, tmp_path):
+    """A file that lacks the first stage's map, as exported backbones do, answers the same maps as the module."""
+    model = onnx.load(onnx_folder / "model.onnx")
+    for value in (*model.graph.output, *model.graph.node):
+        for names in (value.input, value.output) if isinstance(value, onnx.NodeProto) else ():
+            names[:] = [name.replace("stage2", "stage3").replace("stage1", "stage2") for name in names]
+    for output, name in zip(model.graph.output, ("stage2", "stage3"), strict=True):
+        output.name = name
+    onnx.save(model, tmp_path / "later.onnx")
+
+    def load(indices):
+        return load_backbone(tmp_path / "later.onnx", engine="onnx", out_indices=indices)
+
+    assert load(None).out_indices == (1, 2) and load(None).names == ("stage2", "stage3")
+    assert load([-1]).names == ("stage3",)
+    for indices, names in (((1,), ["stage2"]), (np.array([2]), ["stage3"]), ([1, 2], ["stage2", "stage3"])):
+        for backbone in (load(indices), load_backbone("cspdarknet_n", weights=False, out_indices=indices)):
+            assert [info.name for info in backbone.feature_info] == names
+            assert backbone.out_indices == tuple(indices)
+    with pytest.raises(InvalidArgumentError, match="maps stage2, stage3 of the stages 1, 2"):
+        load((0,))
+
+
 def test_errors(folder, onnx_folder, tmp_path, monkeypatch):
     backbone = load_backbone(onnx_folder, engine="onnx")
     with pytest.raises(InvalidArgumentError, match="different sizes"):
@@ -152,10 +194,10 @@ def test_errors(folder, onnx_folder, tmp_path, monkeypatch):
         backbone.extract([])
     with pytest.raises(ImageError, match=r"none\.png"):
         load_backbone(folder).preprocess(tmp_path / "none.png")
-    for indices in ((2,), (1, 0), ()):
+    for indices in ((2,), (1, 0), (), 1, ["a"]):
         with pytest.raises(InvalidArgumentError, match="stage1, stage2"):
             load_backbone(onnx_folder, engine="onnx", out_indices=indices)
-    for indices in ((7,), "ab"):
+    for indices in ((7,), "ab", 2, [None], [0.5]):
         with pytest.raises(InvalidArgumentError, match="out_indices"):
             load_backbone(folder, out_indices=indices)
     with pytest.raises(EngineError, match="agssp-zoo export"):

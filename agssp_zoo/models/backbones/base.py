@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import InvalidArgumentError
 from agssp_zoo.features import FeatureInfo as FeatureInfo
+from agssp_zoo.features import check_indices
 from agssp_zoo.models.base import ZooModule
 
 if TYPE_CHECKING:
@@ -73,17 +74,9 @@ class Backbone(ZooModule):
             out_indices: stage numbers from 0; negative ones count from the end.
 
         Raises:
-            InvalidArgumentError: no such stage, none at all, or not ascending.
+            InvalidArgumentError: no such stage, none at all, not ascending, or no numbers.
         """
-        count = len(self.stage_info)
-        if not all(isinstance(i, int) for i in out_indices):
-            raise InvalidArgumentError(f"out_indices={out_indices!r}: give stage numbers out of 0..{count - 1}.")
-        indices = tuple(i + count if i < 0 else i for i in out_indices)
-        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= count:
-            raise InvalidArgumentError(
-                f"out_indices={tuple(out_indices)}: give ascending stage numbers out of 0..{count - 1}."
-            )
-        self._out_indices = indices
+        self._out_indices = check_indices(out_indices, len(self.stage_info))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Computes the feature maps.
