@@ -282,15 +282,22 @@ def copy_folder(folder: ModelFolder, out: str | os.PathLike[str], *, overwrite: 
 
 
 def _build(out: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]], overwrite: bool) -> Path:
-    """Builds a folder under a temporary name, with checksums.json, and renames it."""
-    out = Path(out).expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    """Builds a folder under a temporary name, with checksums.json, and renames it.
+
+    A link to a folder stays one; what it leads to is written. An empty folder may be one that cannot be renamed (the
+    current one, a mounted disk), so it is built in, and filled at the end, config.json last.
+    """
+    given = Path(out).expanduser()
+    out = given.resolve()
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not empty:
         if not overwrite:
-            raise InvalidArgumentError(f"{out} is there already; give another folder, or allow overwriting it.")
+            raise InvalidArgumentError(f"{given} is there already; give another folder, or allow overwriting it.")
         if not (out / CONFIG).is_file():
-            raise InvalidArgumentError(f"{out} is no model folder, so it is not overwritten; give another folder.")
+            raise InvalidArgumentError(f"{given} is no model folder, so it is not overwritten; give another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = f".{out.name}.{os.getpid()}.tmp"
+    building = out / temporary if empty else out.with_name(temporary)
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
@@ -298,10 +305,27 @@ def _build(out: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], N
             (building / name).parent.mkdir(parents=True, exist_ok=True)
             write(building / name)
         update_checksums(building)
-        _replace_folder(building, out)
+        if empty:
+            _fill(out, building)
+        else:
+            _replace_folder(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return out
+    return given
+
+
+def _fill(out: Path, building: Path) -> None:
+    """Moves what is in ``building`` to ``out``, config.json last; nothing stays there if that fails."""
+    moved = []
+    try:
+        for path in sorted(building.iterdir(), key=lambda path: path.name == CONFIG):
+            moved.append(out / path.name)
+            path.replace(moved[-1])
+    except OSError:
+        for path in moved:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _replace_folder(new: Path, out: Path) -> None:

@@ -225,6 +225,45 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not (tmp_path / "copy2").exists()
 
 
+def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder and a mounted disk cannot be put in another's place."""
+    model = ModelFolder.open(make(tmp_path / "model", "pit"))
+    here = tmp_path / "here"
+    here.mkdir()
+    before = here.stat().st_ino
+    monkeypatch.chdir(here)
+    assert copy_folder(model, ".") == Path()
+    assert here.stat().st_ino == before and read_checksums(here) == read_checksums(model.path)
+    assert sorted(p.name for p in here.iterdir()) == sorted([*model.names, "checksums.json"])
+    with pytest.raises(errors.InvalidArgumentError, match="is there already"):
+        copy_folder(model, ".")
+
+    there = tmp_path / "there"
+    there.mkdir()
+    replace = Path.replace
+
+    def fail_late(path: Path, target: Path) -> Path:
+        if path.name == "config.json" and target.parent == there:
+            raise OSError("disk full")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_late)
+    with pytest.raises(OSError, match="disk full"):
+        copy_folder(model, there)
+    assert list(there.iterdir()) == []
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk / "model")
+    for name in ("old", "new"):
+        assert copy_folder(ModelFolder.open(make(tmp_path / name, name)), link, overwrite=True) == link
+        assert ModelConfig.load(disk / "model").class_names == (name,)
+        assert link.is_symlink() and [p.name for p in disk.iterdir()] == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link", "new", "old"]
+
+
 @pytest.mark.parametrize(
     ("version", "words"),
     [(0, "schema_version is 0; the first one is 1"), (-1, "is -1"), (2, "pip install -U"), (None, "is missing")],
