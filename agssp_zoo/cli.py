@@ -11,9 +11,12 @@ that imports nothing heavy itself. Exit codes: 0 done, 1 the work failed, 2 wron
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from agssp_zoo import __version__
 from agssp_zoo.errors import AgsspZooError, InvalidArgumentError, MissingDependencyError
@@ -62,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        # A name that a pipe or a console cannot hold is no failure.
+        codecs.register_error("agssp_zoo.escape", partial(_escape, keep_bytes=sys.stdout.errors != "strict"))
+        sys.stdout.reconfigure(errors="agssp_zoo.escape")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are told once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if not sys.stderr.isatty():
@@ -89,6 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_missing(error, COMMANDS[args.command][0]))
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error} (run again with --debug to see where)")
+
+
+def _escape(error: UnicodeError, *, keep_bytes: bool) -> tuple[str | bytes, int]:
+    r"""What becomes of a letter that an encoding lacks: ``\u4e2d``, so that JSON stays JSON.
+
+    Args:
+        error: what the encoder met.
+        keep_bytes: whether bytes of file names that are no text stay what they are, as Python has it in the locale C.
+    """
+    import json
+
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if keep_bytes and "\udc80" <= letter <= "\udcff":
+        return os.fsencode(letter), error.start + 1
+    return json.dumps(letter)[1:-1], error.start + 1
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 
 import agssp_zoo
 from agssp_zoo import cli, errors, hub, registry
+from agssp_zoo.config import ModelConfig
+from agssp_zoo.folder import write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,39 @@ def test_info_tells_what_is_known(run: Run, tiny_folder: Path, monkeypatch: pyte
     assert about["where"] == "disk" and about["config"]["class_names"] == ["pit", "scratch"]
     code, out, err = run("info", "yolo8_s")
     assert (code, out) == (1, "") and "'yolov8_s'" in err and err.count("\n") == 1
+
+
+def test_info_is_about_the_folder_that_a_name_loads(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_folder.rename("yolov8_s")
+    assert json.loads(run("download", "yolov8_s", "--json")[1])["folder"] == "yolov8_s"
+    about = json.loads(run("info", "yolov8_s", "--json")[1])
+    assert about["folder"] == "yolov8_s" and about["config"]["class_names"] == ["pit", "scratch"]
+    assert "convert" not in run("info", "yolov8_s")[1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_names_that_the_output_cannot_hold_are_escaped(tiny_config: ModelConfig, tmp_path: Path, encoding: str) -> None:
+    """Windows writes into files and pipes in a code page; file names of Linux may be no UTF-8."""
+    names = ("裂纹", "Einschlüsse", "𝄞")
+    odd = os.fsencode(tmp_path) + b"/\xe4"
+    write_folder(os.fsdecode(odd), tiny_config.replace(class_names=names), {}, card="x")
+
+    def run(*arguments: str | bytes) -> bytes:
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        words = [sys.executable, "-m", "agssp_zoo", *arguments]
+        return subprocess.run(words, capture_output=True, check=True, env=environment).stdout
+
+    about = json.loads(run("info", odd, "--json").decode(encoding))
+    assert tuple(about["config"]["class_names"]) == names and os.fsencode(about["folder"]) == odd
+    text = run("info", odd).decode(encoding)
+    assert ("裂纹" if encoding == "utf-8" else r"\u88c2\u7eb9") in text
+    assert run("download", odd).decode(encoding).strip() == rf"{tmp_path}/\udce4"
+    encoding, plain = f"{encoding}:surrogateescape", encoding  # as in the locale C
+    assert run("download", odd).strip() == odd
+    assert json.loads(run("info", odd, "--json").decode(plain))["config"] == about["config"]
 
 
 def test_download_makes_a_folder_of_its_own(run: Run, tiny_folder: Path, tmp_path: Path) -> None:

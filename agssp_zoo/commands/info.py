@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from agssp_zoo import hub, registry
 from agssp_zoo.commands.list import where
 from agssp_zoo.commands.options import human_size, print_json, print_table
 from agssp_zoo.errors import WeightsNotPublishedError
-from agssp_zoo.folder import ModelFolder
+from agssp_zoo.folder import CONFIG, ModelFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is known; only an hf:// address is looked up on the network."""
-    info = registry.find(args.model)
+    """Prints what is known; only an hf:// address is looked up on the network.
+
+    A model folder of that path comes before a name of the registry, as for whoever loads it.
+    """
+    is_folder = (Path(args.model).expanduser() / CONFIG).is_file()
+    info = None if is_folder else registry.find(args.model)
     folder: ModelFolder | None = None
     if info is None:
         folder = hub.locate(args.model)
