@@ -12,6 +12,7 @@ import io
 import mmap
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -138,6 +139,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
     """
 
     def __init__(self, file: BinaryIO, read_storage: Callable[[torch.dtype, str, int], Tensor]) -> None:
+        _check_memo(file)
         super().__init__(file, encoding="utf-8")
         self._read_storage = read_storage
         self._storages: dict[str, Tensor] = {}
@@ -190,6 +192,19 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return storage
 
 
+def _check_memo(file: BinaryIO) -> None:
+    """Refuses a pickle whose numbers for things to come back to have gaps; reads to its end, and goes back.
+
+    Picklers count from 0. The unpickler makes a table as long as the largest number, so that a file of ten bytes could
+    fill the memory.
+    """
+    start = file.tell()
+    for count, (opcode, number, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:
+            raise CheckpointError("is made to fill the memory; it was not read.")
+    file.seek(start)
+
+
 def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
     """A tensor from its flat data; torch itself checks that it lies within."""
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
@@ -217,7 +232,9 @@ def _load_zip(file: io.BufferedReader) -> Any:
         root = names[0].removesuffix("data.pkl")
         if f"{root}constants.pkl" in archive.namelist():
             raise UnsafeCheckpointError("is a TorchScript program, not a checkpoint; nothing of it was executed.")
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        # Sizes first: a few bytes of a zip file can be unpacked to any number of them.
+        order = next((info for info in archive.infolist() if info.filename == f"{root}byteorder"), None)
+        if order is not None and (order.file_size != len(b"little") or archive.read(order) != b"little"):
             raise CheckpointError("was written on a big-endian machine, which is not supported.")
         if archive.getinfo(names[0]).file_size > MAX_PICKLE_BYTES:
             raise CheckpointError(f"holds more than {MAX_PICKLE_BYTES >> 20} MiB beside its tensors.")

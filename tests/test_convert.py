@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -311,6 +312,27 @@ def test_data_that_lie_about_their_size(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("x/data/0", struct.pack("<2f", 1, 2))
     assert load_checkpoint(path)["a"].tolist() == [[1.0], [2.0]]
+
+
+def test_small_files_that_unpack_to_large_ones(tmp_path):
+    """What they ask for is not made: a table for numbers up to 2**31 has 32 GB."""
+    memo = b"\x80\x02K\x01r" + struct.pack("<I", 2**31) + b"."
+    (tmp_path / "legacy.pth").write_bytes(memo)
+    zipped_pickle(tmp_path / "zip.pth", memo)
+    zipped_pickle(tmp_path / "text.pth", b"}p2000000000\n.")
+    for name in ("legacy", "zip", "text"):
+        with pytest.raises(CheckpointError, match="fill the memory"):
+            load_checkpoint(tmp_path / f"{name}.pth")
+    zipped_pickle(tmp_path / "order.pth", b"}.")
+    with zipfile.ZipFile(tmp_path / "order.pth", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/byteorder", bytes(2**27))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="big-endian"):
+            load_checkpoint(tmp_path / "order.pth")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_other_kinds_of_files(tmp_path):
