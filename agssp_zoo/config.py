@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import typing
 from collections.abc import Mapping, Sequence
@@ -71,8 +72,10 @@ class Preprocess:
             raise ConfigError(f"preprocess.pad_value is {self.pad_value}; it must lie in 0-255.")
         if self.pad_after_normalize and self.pad_position != "top_left":
             raise ConfigError('preprocess.pad_after_normalize needs pad_position "top_left".')
-        if min(self.std) <= 0:
-            raise ConfigError(f"preprocess.std is {self.std}; every entry must be above 0.")
+        if not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"preprocess.mean is {self.mean}; every entry must be a finite number.")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ConfigError(f"preprocess.std is {self.std}; every entry must be above 0, and finite.")
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ class ModelConfig:
         """Builds a config from JSON text; errors as in :meth:`from_dict`."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where}: not valid JSON ({error}).") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{where}: holds a {type(values).__name__}, not an object of settings.")

@@ -135,7 +135,7 @@ def check_structure(path: Path) -> None:
             header = json.loads(file.read(length)) if length <= path.stat().st_size else None
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]  # type: ignore[union-attr]
         whole = 8 + length + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         whole = -1
     if whole != path.stat().st_size:
         raise IntegrityError(f"{path} is truncated or is no safetensors file; copy or download it again.")
@@ -158,7 +158,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """What checksums.json of a folder says; empty when the folder has none.
 
     Raises:
-        IntegrityError: the file is not an object of SHA-256 sums.
+        IntegrityError: the file is not an object of SHA-256 sums, or an empty one.
     """
     path = folder / CHECKSUMS
     try:
@@ -169,13 +169,18 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def parse_checksums(text: bytes, where: str) -> dict[str, str]:
-    """The content of a checksums.json; ``where`` names it in messages. Raises as :func:`read_checksums`."""
+    """The content of a checksums.json; ``where`` names it in messages. Raises as :func:`read_checksums`.
+
+    An empty list is refused: a folder's files would not be checked at all.
+    """
     try:
         sums = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         sums = None
-    if not isinstance(sums, dict) or not all(
-        isinstance(v, str) and len(v) == 64 and set(v) <= set("0123456789abcdef") for v in sums.values()
+    if (
+        not isinstance(sums, dict)
+        or not sums
+        or not all(isinstance(v, str) and len(v) == 64 and set(v) <= set("0123456789abcdef") for v in sums.values())
     ):
         raise IntegrityError(f"{where} is not a list of SHA-256 sums; copy or download the folder again.")
     return sums

@@ -14,6 +14,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from agssp_zoo import models  # noqa: E402
 from agssp_zoo.config import ModelConfig  # noqa: E402
 from agssp_zoo.errors import (  # noqa: E402
@@ -254,6 +256,16 @@ def test_weights_that_do_not_fit(tmp_path, detector):
     state["backbone.extra"] = state.pop("backbone.stem.bn.bias")
     with pytest.raises(CheckpointError, match=r"Missing \(1\): backbone.stem.bn.bias. Unknown \(1\): backbone.extra"):
         models.weights.load_state(models.build(detector.config, init=False), state, where="x")
+    state["backbone.stem.bn.bias"] = state.pop("backbone.extra")
+    quantised = {**state, "backbone.stem.conv.weight": state["backbone.stem.conv.weight"].to(torch.int8)}
+    for init in (False, True):
+        with pytest.raises(CheckpointError, match=r"int8 values.*: backbone\.stem\.conv\.weight"):
+            models.weights.load_state(models.build(detector.config, init=init), quantised, where="x")
+    for options in ("[1]", "null", "{", "[" * 100_000):
+        save_file(state, tmp_path / "odd.safetensors", metadata={**metadata, "options": options})
+        with pytest.raises(IntegrityError, match="metadata cannot be read"):
+            models.load(detector.config, tmp_path / "odd.safetensors")
+    (tmp_path / "odd.safetensors").unlink()
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(IntegrityError, match="truncated"):
         models.load(detector.config, file)

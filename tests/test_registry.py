@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -177,13 +178,15 @@ def test_a_folder_is_read_only_as_its_checksums_say(tmp_path: Path) -> None:
         with pytest.raises(errors.IntegrityError, match="differs from its checksum"):
             folder.file("model.safetensors")
     (path / "checksums.json").unlink()  # a folder put together by hand: the file's own header must do
-    for bad in (good[:-5], good[:50], good + b"x", b"", b"\xff" * 100, b"no safetensors file"):
+    nested = b"[" * 100_000
+    nested = len(nested).to_bytes(8, "little") + nested
+    for bad in (good[:-5], good[:50], good + b"x", b"", b"\xff" * 100, b"no safetensors file", nested):
         weights.write_bytes(bad)
         with pytest.raises(errors.IntegrityError, match="truncated or is no safetensors"):
             ModelFolder.open(path).file("model.safetensors")
     weights.write_bytes(good)
     assert ModelFolder.open(path).file("model.safetensors") == weights
-    for text in ("[]", "{", '{"a": "b"}'):
+    for text in ("[]", "{", '{"a": "b"}', "{}", "[" * 100_000):
         (path / "checksums.json").write_text(text)
         with pytest.raises(errors.IntegrityError, match=r"checksums\.json is not a list"):
             ModelFolder.open(path)
@@ -273,3 +276,14 @@ def test_a_config_of_an_unknown_schema_is_refused(version: int | None, words: st
     assert ModelConfig.from_dict(plain).class_names == ("a",)
     with pytest.raises(errors.ConfigError, match=words):
         ModelConfig.from_dict({**plain, "schema_version": version})
+
+
+def test_a_config_that_answers_nothing_is_refused() -> None:
+    """JSON as Python reads it may hold NaN, with which a detector would answer that there is nothing."""
+    plain = ModelConfig("yolov8_s", "yolov8_s", "detector", class_names=("a",)).to_dict()
+    for key, value in (("mean", math.nan), ("mean", -math.inf), ("std", math.nan), ("std", math.inf), ("std", 0.0)):
+        preprocess = {**plain["preprocess"], key: [value, 1.0, 1.0]}
+        with pytest.raises(errors.ConfigError, match=rf"preprocess\.{key} is"):
+            ModelConfig.from_json(json.dumps({**plain, "preprocess": preprocess}))
+    with pytest.raises(errors.ConfigError, match="not valid JSON"):
+        ModelConfig.from_json("[" * 100_000)

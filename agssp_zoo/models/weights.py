@@ -74,7 +74,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
         where: the source, for messages.
 
     Raises:
-        CheckpointError: names or shapes disagree.
+        CheckpointError: names or shapes disagree, or values are no floats (quantised weights, say).
     """
     own = module.state_dict()
     problems = compare_shapes(
@@ -83,6 +83,13 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
     )
     if problems:
         raise CheckpointError(f"{where} does not fit the network. {problems}")
+    floats = [name for name, tensor in own.items() if tensor.is_floating_point() and name in state]
+    wrong = [name for name in floats if not state[name].is_floating_point()]
+    if wrong:
+        raise CheckpointError(
+            f"{where} holds {str(state[wrong[0]].dtype).removeprefix('torch.')} values, of which no network can be "
+            f"made: {shorten(wrong)}. Give weights in float32 or float16."
+        )
     device = torch.device("cpu")
     filled = {}
     for name, tensor in own.items():
@@ -184,8 +191,10 @@ def check_metadata(metadata: Mapping[str, str], config: ModelConfig, where: str)
         )
     try:
         options = json.loads(metadata.get("options", "{}"))
-    except ValueError:
-        raise IntegrityError(f"{where}: its metadata cannot be read; convert or download the model again.") from None
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise IntegrityError(f"{where}: its metadata cannot be read; convert or download the model again.")
     # An option that is not named has its default.
     for key in sorted(options.keys() | config.options.keys()):
         default = spec.options.get(key)
