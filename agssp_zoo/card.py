@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agssp_zoo.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,6 +21,7 @@ LIBRARY = "agssp-zoo"
 PIPELINE_TAGS = {"detector": "object-detection", "backbone": "image-feature-extraction"}
 REQUIRED_KEYS = ("license", "library_name", "pipeline_tag", "datasets", "metrics")
 """What the header of a published card must state."""
+BYTE_ORDER_MARK = "\ufeff"
 AUTHORS = "https://github.com/clovermini/AGSSP"
 CITATION = (
     "Liu, Li, Du, Hou, Sun, Jin, Xu: *Advancing metallic surface defect detection via anomaly-guided pretraining on a "
@@ -61,10 +64,20 @@ _FILES = {
 
 
 def read_header(card: Path) -> dict[str, Any]:
-    """The YAML header of a card; empty when there is none, or it is no mapping."""
+    """The YAML header of a card; empty when there is none, or it is no mapping.
+
+    Raises:
+        InvalidArgumentError: the file is not UTF-8, or begins with a byte order mark, behind which the Hub sees none.
+    """
     import yaml  # type: ignore[import-untyped, unused-ignore]
 
-    lines = card.read_text(encoding="utf-8").splitlines()
+    try:
+        text = card.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        text = BYTE_ORDER_MARK
+    if text.startswith(BYTE_ORDER_MARK):
+        raise InvalidArgumentError(f"{card} is not plain UTF-8; save it as UTF-8 without a byte order mark.")
+    lines = text.splitlines()
     if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
         return {}
     try:

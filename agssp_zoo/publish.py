@@ -6,6 +6,7 @@ to say about it: the commit and the SHA-256 of every file.
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def publish(
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=Path(path),
-                allow_patterns=[*files, CHECKSUMS],
+                allow_patterns=[glob.escape(name) for name in (*files, CHECKSUMS)],
                 delete_patterns="*",  # what is no longer part of the model
                 commit_message=message or f"Publish {config.name}",
             )

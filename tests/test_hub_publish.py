@@ -27,6 +27,10 @@ def test_a_folder_goes_up_in_one_commit_and_comes_down_as_it_was(
     hub: HubServer, tiny_folder: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
+    (tiny_folder / "images").mkdir()
+    for name in ("images/sheet [1].png", "100%.txt", "st*r.txt", "Größe #2.txt"):
+        (tiny_folder / name).write_text(name)
+    update_checksums(tiny_folder)
     answer = publish_cli(hub, home, str(tiny_folder), "--repo-id", "factory/line3")
     assert answer.code == 0 and answer.err == "", answer.err
     line = answer.json()["yolov8_s.agssp"]
@@ -113,6 +117,10 @@ def test_what_may_not_be_published_is_refused(tiny_folder: Path, tmp_path: Path,
     (tiny_folder / "README.md").write_text(header)
     update_checksums(tiny_folder)
     refused(InvalidArgumentError, "library_name: timm; it must be agssp-zoo")
+    for encoding in ("utf-8-sig", "cp1252", "utf-16"):  # as editors on Windows may save it
+        (tiny_folder / "README.md").write_bytes(card.render_card(tiny_config, text="Größe").encode(encoding))
+        update_checksums(tiny_folder)
+        refused(InvalidArgumentError, r"README\.md is not plain UTF-8")
     (tiny_folder / "checksums.json").unlink()
     refused(IntegrityError, "has no checksums.json")
 
