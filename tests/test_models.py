@@ -302,6 +302,21 @@ def test_stride_variants_do_not_mix(tmp_path):
         models.load_weights(detector.backbone, tmp_path / "v15.safetensors")
 
 
+def test_torchvisions_file_loads_as_it_is(tmp_path):
+    """With its classifier, which a backbone does without, as README and docs/reproduce.md promise."""
+    from torchvision.models import resnet50
+
+    theirs = resnet50(weights=None).eval()
+    save_file(theirs.state_dict(), tmp_path / "resnet50.safetensors")
+    config = models.default_config("resnet50", options={"v1_strides": False})
+    ours = models.load(config, tmp_path / "resnet50.safetensors")
+    assert set(theirs.state_dict()) - set(ours.state_dict()) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    save_file({**theirs.state_dict(), "head.weight": torch.ones(1)}, tmp_path / "resnet50.safetensors")
+    with pytest.raises(CheckpointError, match=r"Unknown \(1\): head\.weight"):
+        models.load(config, tmp_path / "resnet50.safetensors")
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the ImageNet weights")
 def test_imagenet_weights_load_directly():
     """Torchvision's names, matrices in float16, counters beside them, metadata of another kind."""

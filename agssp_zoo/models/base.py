@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,10 @@ class ZooModule(nn.Module):
     Attributes:
         config: the model's configuration; ``config.preprocess`` holds the mean and standard deviation that
             :meth:`normalize` applies.
+        spare_entries: beginnings of names that weights of other origin hold for layers that the network does without.
     """
 
+    spare_entries: ClassVar[tuple[str, ...]] = ()
     pixel_mean: Tensor
     pixel_std: Tensor
 

@@ -44,7 +44,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Fills a network from a safetensors file; every name and shape must agree.
+    """Fills a network from a safetensors file; every name and shape must agree, but for an ImageNet classifier's.
 
     Parameters on the meta device (``build(config, init=False)``) take the file's tensors over, others are
     overwritten in place, in their own dtype and on their own device.
@@ -70,13 +70,16 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
 
     Args:
         module: the network.
-        state: name to tensor; ``num_batches_tracked`` may be there or not.
+        state: name to tensor; ``num_batches_tracked`` may be there or not, as may what a :class:`ZooModule` names in
+            ``spare_entries``.
         where: the source, for messages.
 
     Raises:
         CheckpointError: names or shapes disagree, or values are no floats (quantised weights, say).
     """
     own = module.state_dict()
+    spare: tuple[str, ...] = getattr(module, "spare_entries", ())
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(spare)}
     problems = compare_shapes(
         {name: tuple(tensor.shape) for name, tensor in own.items()},
         {name: tuple(tensor.shape) for name, tensor in state.items()},

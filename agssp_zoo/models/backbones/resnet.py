@@ -8,6 +8,7 @@ convolution (torchvision's and OpenMMLab's, often called v1.5; the default), or 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,6 +80,8 @@ class ResNet(Backbone):
         depths: blocks in each stage.
         out_indices: see :class:`Backbone`.
     """
+
+    spare_entries: ClassVar[tuple[str, ...]] = ("fc.",)  # ImageNet's classifier
 
     def __init__(
         self, config: ModelConfig, *, depths: Sequence[int] = (3, 4, 6, 3), out_indices: Sequence[int] | None = None
