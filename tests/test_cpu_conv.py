@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from agssp_zoo import models
 from agssp_zoo.models import cpu_conv
@@ -212,3 +213,22 @@ def test_folded_weights_are_nobodys_state():
             assert torch.equal(other(x)[0][0], network(x)[0][0])
     network.train()(x)
     assert not any(part._folded.is_kept for part in network.modules() if isinstance(part, ConvNormAct))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own, inside
+def test_forward_gradients_are_not_lost():
+    """Those of torch.func.jvp are computed under no_grad, too."""
+    backbone = models.build(models.default_config("cspdarknet_n")).eval()
+    x, direction = (torch.rand(1, 3, 64, 64).to(memory_format=torch.channels_last) for _ in range(2))
+
+    def tangent() -> Tensor | None:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(backbone(forward_ad.make_dual(x, direction))[-1]).tangent
+
+    expected = tangent()
+    with torch.no_grad():
+        backbone(x)  # keeps what it has folded
+        found = tangent()
+    assert expected is not None and expected.norm() > 0
+    assert found is not None
+    torch.testing.assert_close(found, expected)

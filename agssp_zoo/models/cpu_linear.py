@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from agssp_zoo.models.base import is_capturing
@@ -21,11 +22,12 @@ PIECE = 8 * 2**20
 
 
 def runs_plainly(x: Tensor) -> bool:
-    """Whether float32 on the CPU is only to be computed: no gradients, no graph, no mixed precision."""
+    """Whether float32 on the CPU is only to be computed: no gradients of either mode, no graph, no mixed precision."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
+        and forward_ad._current_level < 0  # inside jvp() or dual_level() it is not, whatever no_grad says
         and not is_capturing()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
