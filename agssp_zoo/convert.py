@@ -20,7 +20,7 @@ from agssp_zoo import models
 from agssp_zoo.checkpoint import load_checkpoint
 from agssp_zoo.config import ModelConfig, Preprocess
 from agssp_zoo.errors import CheckpointError, InvalidArgumentError
-from agssp_zoo.folder import sha256_file, write_folder
+from agssp_zoo.folder import check_target, sha256_file, write_folder
 from agssp_zoo.layouts import DETECTORS, LEFT_OUT, RENAMES, STAGE1_PREPROCESS, layout_of
 from agssp_zoo.models.factory import Architecture
 from agssp_zoo.models.weights import compare_shapes, load_state, shorten
@@ -61,6 +61,7 @@ def convert_checkpoint(
         InvalidArgumentError: class names for a backbone, or ``out`` is there already.
     """
     architecture = models.get_architecture(arch.split(".", 1)[0])
+    check_target(out)
     checkpoint = load_checkpoint(path)
     state = _state_dict(checkpoint, str(path))
     _check_architecture(state, architecture, str(path))

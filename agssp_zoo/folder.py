@@ -286,6 +286,25 @@ def copy_folder(folder: ModelFolder, out: str | os.PathLike[str], *, overwrite: 
     return _build(out, {name: copy(name) for name in folder.names}, overwrite)
 
 
+def check_target(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuses a place where no model folder may be made; for whoever works long before making it.
+
+    Args:
+        out: the folder to make.
+        overwrite: whether a model folder that is there may be replaced.
+
+    Raises:
+        InvalidArgumentError: ``out`` is there, neither empty nor to be replaced.
+    """
+    out = Path(out).expanduser()
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise InvalidArgumentError(f"{out} is there already; give another folder, or allow overwriting it.")
+    if not (out / CONFIG).is_file():
+        raise InvalidArgumentError(f"{out} is no model folder, so it is not overwritten; give another folder.")
+
+
 def _build(out: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]], overwrite: bool) -> Path:
     """Builds a folder under a temporary name, with checksums.json, and renames it.
 
@@ -294,12 +313,8 @@ def _build(out: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], N
     """
     given = Path(out).expanduser()
     out = given.resolve()
+    check_target(given, overwrite=overwrite)
     empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not empty:
-        if not overwrite:
-            raise InvalidArgumentError(f"{given} is there already; give another folder, or allow overwriting it.")
-        if not (out / CONFIG).is_file():
-            raise InvalidArgumentError(f"{given} is no model folder, so it is not overwritten; give another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = f".{out.name}.{os.getpid()}.tmp"
     building = out / temporary if empty else out.with_name(temporary)

@@ -384,6 +384,8 @@ def test_a_detector_is_converted(tmp_path, detector_file):
             assert torch.equal(tensor, source[official_name(name)]), name
     with pytest.raises(InvalidArgumentError, match="is there already"):
         convert_checkpoint(detector_file, "yolov8_s", out)
+    with pytest.raises(InvalidArgumentError, match="is there already"):  # said before a gigabyte is read
+        convert_checkpoint(tmp_path / "none.pth", "yolov8_s", out)
 
 
 @needs_reference

@@ -12,8 +12,8 @@ from training_runs import write_data
 import agssp_zoo
 from agssp_zoo import models
 from agssp_zoo.card import read_header
-from agssp_zoo.errors import InvalidArgumentError
-from agssp_zoo.folder import ModelFolder, write_folder
+from agssp_zoo.errors import DataError, InvalidArgumentError
+from agssp_zoo.folder import ModelFolder, read_checksums, write_folder
 from agssp_zoo.training.release import main, release
 
 
@@ -43,6 +43,14 @@ def test_a_backbone_has_no_scores_but_says_what_storing_changes(tmp_path: Path) 
         assert 0 < (one - other).norm() < 0.01 * one.norm()
     with pytest.raises(InvalidArgumentError, match="leave --data out"):
         release(backbone, tmp_path / "again", name="cspdarknet_n", data=tmp_path)
+    for name in ("yolov8_n.mine", "cspdarknet_n.", "cspdarknet_n.a/b", ""):
+        with pytest.raises(InvalidArgumentError, match=r"is a cspdarknet_n; give cspdarknet_n\.TAG"):
+            release(backbone, tmp_path / "again", name=name)
+    with pytest.raises(InvalidArgumentError, match="no model folder"):
+        release(backbone, tmp_path, name="cspdarknet_n.mine")
+    (tmp_path / "link").symlink_to(backbone)
+    with pytest.raises(InvalidArgumentError, match="as trained, which would be lost"):
+        release(backbone, tmp_path / "link", name="cspdarknet_n.mine")
 
 
 def test_a_detector_is_measured_as_trained_and_as_released(tmp_path: Path) -> None:
@@ -60,3 +68,7 @@ def test_a_detector_is_measured_as_trained_and_as_released(tmp_path: Path) -> No
     )
     found = agssp_zoo.load_detector(str(out), engine="onnx").predict(str(data / "images" / "val" / "0.png"), conf=0.0)
     assert len(found[0])
+    before = read_checksums(out)
+    with pytest.raises(DataError):
+        release(tmp_path / "run", out, name=out.name, data=tmp_path / "none", onnx=False)
+    assert read_checksums(out) == before, "what was released stays until there is something better"

@@ -13,7 +13,9 @@ from the trained ones'.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,7 +43,7 @@ def release(
     datasets: tuple[str, ...] = (),
     onnx: bool = True,
 ) -> Mapping[str, float]:
-    """Makes the folder.
+    """Makes the folder; it is put in its place when everything is measured.
 
     Args:
         best: the model folder that a run has written.
@@ -58,44 +60,52 @@ def release(
         The figures of the released model; empty without data.
 
     Raises:
-        InvalidArgumentError: a backbone is to be measured on a data set.
+        InvalidArgumentError: a backbone is to be measured on a data set, the name is not of the model's architecture,
+            or the folder to write is the one that is read, or no model folder.
     """
     from agssp_zoo import models
     from agssp_zoo.card import render_card
     from agssp_zoo.export import export_onnx
-    from agssp_zoo.folder import ModelFolder, write_folder
+    from agssp_zoo.folder import ModelFolder, check_target, write_folder
 
     trained = ModelFolder.open(best)
     if data is not None and trained.config.task != "detector":
         raise InvalidArgumentError(
             f"{best} holds a {trained.config.task}; leave --data out, only detectors have scores."
         )
+    architecture = trained.config.architecture
+    if name != architecture and not re.fullmatch(rf"{architecture}\.[\w.-]+", name):
+        raise InvalidArgumentError(f"--name {name!r}: {best} is a {architecture}; give {architecture}.TAG.")
+    if out.expanduser().resolve() == best.expanduser().resolve():
+        raise InvalidArgumentError(f"{out} holds the weights as trained, which would be lost; give another --out.")
+    check_target(out, overwrite=True)
     module = models.load(trained.config, trained.file("model.safetensors"))
     origin = trained.config.provenance
     provenance: dict[str, Any] = {key: origin[key] for key in KEPT if origin.get(key) is not None}
     provenance |= {"datasets": list(datasets), "trained_by": list(trained_by)}
     config = trained.config.replace(name=name, provenance=provenance)
     files = {"model.safetensors": lambda path: models.save_weights(module, path, config, half_matrices=True)}
-    write_folder(out, config, files, overwrite=True)
-    if onnx:
-        export_onnx(ModelFolder.open(out))
-    released = models.load(config, out / "model.safetensors")
     figures: dict[str, float] = {}
-    if data is None:
-        text = _storage_text(_map_errors(module, released))
-    else:
-        text, figures = _measure(name, data, best, out, onnx)
-        config = config.replace(provenance={**provenance, "metrics": figures})
+    with tempfile.TemporaryDirectory(prefix="release-") as place:
+        built = write_folder(Path(place, "model"), config, files)
+        if onnx:
+            export_onnx(ModelFolder.open(built))
+            content = (built / "model.onnx").read_bytes()
+        released = models.load(config, built / "model.safetensors")
+        if data is None:
+            text = _storage_text(_map_errors(module, released))
+        else:
+            text, figures = _measure(name, data, best, built, onnx)
+            config = config.replace(provenance={**provenance, "metrics": figures})
     writers = {"model.safetensors": lambda path: models.save_weights(released, path, config, half_matrices=True)}
     if onnx:
-        content = (out / "model.onnx").read_bytes()
         writers["model.onnx"] = lambda path: _write(path, content)
     card = render_card(config, files=["config.json", *writers], text=f"{text}\n{notes}")
     write_folder(out, config, writers, card=card, overwrite=True)
     return figures
 
 
-def _measure(name: str, data: Path, best: Path, out: Path, onnx: bool) -> tuple[str, dict[str, float]]:
+def _measure(name: str, data: Path, best: Path, built: Path, onnx: bool) -> tuple[str, dict[str, float]]:
     """The card's figures, and the three that stand in its header; of the weights as trained and as released."""
     from agssp_zoo.folder import ModelFolder
 
@@ -105,9 +115,9 @@ def _measure(name: str, data: Path, best: Path, out: Path, onnx: bool) -> tuple[
     dataset = read_dataset(data)
     before = validate(best, dataset, split="val", settings=ValidationSettings(engine="pytorch")).metrics
     engine = "onnx" if onnx else "pytorch"
-    after = validate(out, dataset, split="val", settings=ValidationSettings(engine=engine)).metrics
+    after = validate(built, dataset, split="val", settings=ValidationSettings(engine=engine)).metrics
     figures = {key: round(float(getattr(after, key)), 4) for key in ("map50", "map75", "map50_95")}
-    post = ModelFolder.open(out).config.postprocess
+    post = ModelFolder.open(built).config.postprocess
     return _figures_text(name, data, engine, post.iou if post else 1.0, before, after), figures
 
 
