@@ -488,3 +488,13 @@ def test_a_small_swin_in_onnx(tmp_path):
             expected = backbone(backbone.normalize(torch.tensor(images)))
         for got, want in zip(onnx.run(images), expected, strict=True):
             np.testing.assert_allclose(got, want.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_other_maps_do_not_thaw_what_is_frozen():
+    options = {"embed_dim": 16, "depths": "1,1,1,1", "heads": "1,1,1,1"}
+    backbone = models.build(models.default_config("swin_b_simmim", options=options)).requires_grad_(False)
+    backbone.set_out_indices((0, 1, 2, 3))
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    backbone.requires_grad_(True).set_out_indices((1, 3))
+    names = ("stage1.norm.", "stage3.norm.")
+    assert all(p.requires_grad != name.startswith(names) for name, p in backbone.named_parameters())

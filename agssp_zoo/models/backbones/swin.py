@@ -247,10 +247,13 @@ class Swin(Backbone):
         return self.stages[index].get_submodule("norm")
 
     def _settle_norms(self) -> None:
-        """Only the norms that maps go through learn: what gets no gradient at all stops several processes."""
-        for index in range(len(self.stage_info)):
-            learns = index in self.out_indices and index >= self.num_frozen_stages
-            self._norm(index).requires_grad_(learns)
+        """Only the norms that maps go through learn: what gets no gradient at all stops several processes.
+
+        Nor do those of stages that are frozen, by :meth:`freeze_stages` or by ``requires_grad_(False)``.
+        """
+        for index, stage in enumerate(self.stages):
+            frozen = not any(parameter.requires_grad for parameter in stage.get_submodule("blocks").parameters())
+            self._norm(index).requires_grad_(index in self.out_indices and not frozen)
 
 
 def fill_up(x: Tensor, multiple: int, axes: tuple[int, int]) -> Tensor:
