@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -18,6 +17,7 @@ from agssp_zoo.config import Preprocess
 from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE, choose_engine
 from agssp_zoo.errors import EngineError, InvalidArgumentError, MissingDependencyError, SourceError
 from agssp_zoo.features import FeatureInfo, check_indices
+from agssp_zoo.file_names import user_path
 from agssp_zoo.folder import CONFIG
 from agssp_zoo.geometry import prepare
 from agssp_zoo.images import ChannelOrder
@@ -142,7 +142,7 @@ def _build_module(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> 
 
     name = os.fspath(name_or_path)
     architecture = name.split(".", 1)[0]
-    if architecture in ARCHITECTURES and not (Path(name).expanduser() / CONFIG).is_file():
+    if architecture in ARCHITECTURES and not (user_path(name) / CONFIG).is_file():
         return _backbone_of(build(default_config(architecture)))
     from agssp_zoo import hub as hub_module
 
@@ -257,7 +257,7 @@ def _load_onnx(
     name_or_path: str | os.PathLike[str], out_indices: Sequence[int] | None, device: str, hub: dict[str, Any]
 ) -> OnnxBackbone:
     """An :class:`OnnxBackbone` of a folder, or of a file of its own."""
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise EngineError(f"There is no file {path}; make one with `agssp-zoo export`.")

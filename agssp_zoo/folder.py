@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from agssp_zoo.errors import IntegrityError, InvalidArgumentError, ModelNotFoundError
+from agssp_zoo.file_names import user_path
 
 if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig
@@ -54,7 +55,7 @@ class ModelFolder:
             ModelNotFoundError: no such folder, or it holds no config.json.
             IntegrityError: its checksums.json cannot be read.
         """
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         if not (folder / CONFIG).is_file():
             what = f"holds no {CONFIG}, so it is not a model folder" if folder.is_dir() else "is not a folder"
             raise ModelNotFoundError(f"{folder} {what}; give a folder made by `agssp-zoo convert` or `download --to`.")
@@ -296,7 +297,7 @@ def check_target(out: str | os.PathLike[str], *, overwrite: bool = False) -> Non
     Raises:
         InvalidArgumentError: ``out`` is there, neither empty nor to be replaced.
     """
-    out = Path(out).expanduser()
+    out = user_path(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
@@ -311,7 +312,7 @@ def _build(out: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], N
     A link to a folder stays one; what it leads to is written. An empty folder may be one that cannot be renamed (the
     current one, a mounted disk), so it is built in, and filled at the end, config.json last.
     """
-    given = Path(out).expanduser()
+    given = user_path(out)
     out = given.resolve()
     check_target(given, overwrite=overwrite)
     empty = out.is_dir() and not any(out.iterdir())

@@ -26,6 +26,7 @@ from agssp_zoo.errors import (
     ModelNotFoundError,
     WeightsNotPublishedError,
 )
+from agssp_zoo.file_names import user_path
 from agssp_zoo.folder import CHECKSUMS, CONFIG, ModelFolder, check_file_name, parse_checksums, sha256_file
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def locate(name_or_path: str | os.PathLike[str], options: Options = Options()) -
         raise InvalidArgumentError("The model name is empty; see `agssp-zoo list`.")
     if text.startswith("hf://"):
         return _open_address(text, options)
-    path = Path(text).expanduser()
+    path = user_path(text)
     looks_like_path = isinstance(name_or_path, os.PathLike) or not _NAME.fullmatch(text)
     if (path / CONFIG).is_file() or looks_like_path:
         if options.revision is not None:
@@ -120,7 +121,7 @@ def local_folder(name: str) -> Path | None:
     """Where a model of that name lies outside the Hub's cache, in $AGSSP_ZOO_HOME or in a checkout's model_cards."""
     places = []
     if home := os.environ.get("AGSSP_ZOO_HOME"):
-        places.append(Path(home).expanduser())
+        places.append(user_path(home))
     if (CHECKOUT_MODELS.parent / "setup.cfg").is_file():
         places.append(CHECKOUT_MODELS)
     return next((place / name for place in places if (place / name / CONFIG).is_file()), None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agssp_zoo.errors import ConfigError, InvalidArgumentError
+from agssp_zoo.file_names import user_path
 
 if TYPE_CHECKING:
     from agssp_zoo.config import ModelConfig, Postprocess
@@ -209,7 +210,7 @@ def open_model(model: str | os.PathLike[str]) -> tuple[ModelConfig, Path | None,
     """A detector's config, its folder (``None`` for an ONNX file) and its ONNX files; errors as above."""
     from agssp_zoo.folder import ModelFolder
 
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.suffix == ".onnx":
         from agssp_zoo.engines.onnx import OnnxModel
         from agssp_zoo.errors import EngineError

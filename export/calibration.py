@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agssp_zoo.errors import DataError, SourceError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.geometry import prepare
 from agssp_zoo.sources import SUFFIXES, iter_sources
 
@@ -56,7 +57,7 @@ class CalibrationImages(Sequence[Array]):
         self._load: list[Callable[[], Array]] = []
         first: Array | None = None
         differ, bad = False, ""
-        for item in iter_sources(_drawn(Path(source).expanduser())):
+        for item in iter_sources(_drawn(user_path(source))):
             if len(self._load) == limit:
                 break
             if isinstance(item.image, SourceError) or item.reload is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE
 from agssp_zoo.errors import ExportError, InvalidArgumentError, MissingDependencyError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.folder import CHECKSUMS, CONFIG, ModelFolder, update_checksums
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def target_file(
         InvalidArgumentError: there is no such place, or what the file is made of lies there.
     """
     if out is not None:
-        target = Path(out).expanduser()
+        target = user_path(out)
         if target.is_dir():
             raise InvalidArgumentError(f"{target} is a folder; give the name of a file, such as {target / name}.")
         made_of = [folder.path / one for one in (CONFIG, WEIGHTS_FILE)] if folder is not None else []

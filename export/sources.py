@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agssp_zoo.engines.base import ONNX_FILE
 from agssp_zoo.errors import EngineError, ExportError
+from agssp_zoo.file_names import user_path
 
 from .exporter import export_onnx
 
@@ -63,7 +64,7 @@ def float_file(model: ModelFolder | str | os.PathLike[str]) -> FloatFile:
 
     if not isinstance(model, ModelFolder):
         if os.fspath(model).endswith(".onnx"):
-            path = Path(model).expanduser()
+            path = user_path(model)
             if not path.is_file():
                 raise EngineError(f"There is no file {path}; make one with `agssp-zoo export`.")
             return FloatFile(_checked(path), path, None)

@@ -167,6 +167,19 @@ def test_download_makes_a_folder_of_its_own(run: Run, tiny_folder: Path, tmp_pat
     assert json.loads(run("info", tmp_path / "copy", "--json")[1])["config"]["name"] == "yolov8_s.agssp", "as it was"
 
 
+def test_a_name_that_only_begins_like_a_home_folder_is_a_name(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("download", str(tiny_folder), "--to", "~nobody_of_that_name/model")
+    assert code == 0, err
+    folder = tmp_path / "~nobody_of_that_name" / "model"
+    assert (folder / "config.json").is_file()
+    assert run("info", "~nobody_of_that_name/model", "--json")[0] == 0
+    monkeypatch.setenv("AGSSP_ZOO_HOME", "~nobody_of_that_name")
+    assert hub.resolve("model").path.resolve() == folder
+
+
 def test_convert_refuses_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     code, _, err = run("convert", tmp_path / "none.pth", "--arch", "yolov8_s", "--out", tmp_path / "out")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json, print_table
 from agssp_zoo.errors import EngineError, InvalidArgumentError
+from agssp_zoo.file_names import user_path
 
 if TYPE_CHECKING:
     from agssp_zoo.benchmark.results import Results, Row
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     told = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(told) if args.threads is None and told.isdecimal() and int(told) else args.threads
     settings = BenchmarkSettings(args.rounds, args.warmup, args.starts, args.batch, threads, args.device)
-    out = Path(args.out).expanduser() if args.out else None
+    out = user_path(args.out) if args.out else None
     if out is not None:
         _make(out)
     opened = _distinct(args.model, [_open(model, args) for model in args.model])
@@ -134,7 +135,7 @@ def _open(model: str, args: argparse.Namespace) -> tuple[str, str, ModelConfig]:
     if model.endswith(".onnx"):
         from agssp_zoo.detector import load_detector
 
-        return Path(model).name, str(Path(model).expanduser().absolute()), load_detector(model).config
+        return Path(model).name, str(user_path(model).absolute()), load_detector(model).config
     from agssp_zoo import hub
 
     folder = hub.resolve(model, **hub_options(args))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from agssp_zoo import hub, registry
 from agssp_zoo.commands.list import where
 from agssp_zoo.commands.options import human_size, print_json, print_table
 from agssp_zoo.errors import WeightsNotPublishedError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.folder import CONFIG, ModelFolder
 
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     A model folder of that path comes before a name of the registry, as for whoever loads it.
     """
-    is_folder = (Path(args.model).expanduser() / CONFIG).is_file()
+    is_folder = (user_path(args.model) / CONFIG).is_file()
     info = None if is_folder else registry.find(args.model)
     folder: ModelFolder | None = None
     if info is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agssp_zoo.commands.options import print_json, print_table
 from agssp_zoo.errors import InvalidArgumentError
+from agssp_zoo.file_names import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from agssp_zoo.folder import sha256_file
     from agssp_zoo.thresholds import WEIGHTS, ThresholdFile, check_fits, open_model, set_thresholds
 
-    if not Path(args.model).expanduser().exists() and registry.find(args.model) is not None:
+    if not user_path(args.model).exists() and registry.find(args.model) is not None:
         raise InvalidArgumentError(
             f"{args.model} is a model of the registry; make a folder of your own of it with "
             f"`agssp-zoo download {args.model} --to DIR` and give that."

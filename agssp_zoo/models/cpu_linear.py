@@ -27,7 +27,7 @@ def runs_plainly(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
-        and forward_ad._current_level < 0  # inside jvp() or dual_level() it is not, whatever no_grad says
+        and getattr(forward_ad, "_current_level", -1) < 0  # inside jvp() or dual_level(), whatever no_grad says
         and not is_capturing()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch.is_autocast_enabled("cpu")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from agssp_zoo.errors import (
     MissingDependencyError,
     ModelNotFoundError,
 )
+from agssp_zoo.file_names import user_path
 from agssp_zoo.hub import huggingface_hub
 
 from ..data.progress import progress
@@ -219,7 +219,7 @@ def _tokenizer(open_clip: Any, model: str) -> Any:
 
 def _settle(open_clip: Any, model: str, weights: str | None) -> tuple[str, str]:
     """The model as open_clip's factory takes it, and which weights: a tag, a path, ``"none"``, or empty for its own."""
-    path, names = Path(model).expanduser(), open_clip.list_models()
+    path, names = user_path(model), open_clip.list_models()
     if path.is_dir() and model not in names:
         if not (path / CONFIG_FILE).is_file():
             raise ModelNotFoundError(f"{model}: the folder holds no {CONFIG_FILE}, so it is no model of open_clip.")
@@ -251,7 +251,7 @@ def _tag(open_clip: Any, model: str, weights: str) -> dict[str, Any]:
     Raises:
         ModelNotFoundError: no such tag or file.
     """
-    if weights in ("", NO_WEIGHTS) or Path(weights).expanduser().is_file():
+    if weights in ("", NO_WEIGHTS) or user_path(weights).is_file():
         return {}
     known = {} if ":" in model else open_clip.get_pretrained_cfg(model, weights)
     if not known:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agssp_zoo.errors import CheckpointError, HubError, ModelNotFoundError, UnsafeCheckpointError
+from agssp_zoo.file_names import user_path
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 """Files of weights, the preferred ones first."""
@@ -21,7 +22,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 def find_weights(open_clip: Any, model: str, weights: str, tag: dict[str, Any]) -> Path:
     """The file with the weights; downloads it where open_clip has it and it is not in the cache."""
     if weights and not tag:
-        return Path(weights).expanduser()
+        return user_path(weights)
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
         files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)

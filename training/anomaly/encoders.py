@@ -33,6 +33,7 @@ from agssp_zoo.errors import (
     ModelNotFoundError,
     UnsafeCheckpointError,
 )
+from agssp_zoo.file_names import user_path
 from agssp_zoo.hub import huggingface_hub
 
 from .clip_weights import hash_state
@@ -297,7 +298,7 @@ def _load_vit(name: str, weights: str, size: int) -> VitEncoder:
     download = weights == ""
     if download:
         huggingface_hub()  # switches its telemetry off before timm imports it
-    file = None if weights in ("", NO_WEIGHTS) else Path(weights).expanduser()
+    file = None if weights in ("", NO_WEIGHTS) else user_path(weights)
     state = {} if file is None else _read_weights(file, name)
     # As it was trained, where that is known: what was learnt of places is then resized only once.
     trained: dict[str, Any] = {} if download else {"img_size": _trained_size(state, step) or size}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from agssp_zoo.errors import DataError, InvalidArgumentError, MissingDependencyError
+from agssp_zoo.file_names import user_path
 
 from ..data.problems import Problem, Problems, some
 
@@ -114,7 +115,7 @@ def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
 def find_prompts(name_or_path: str | os.PathLike[str]) -> Path:
     """The file of prompts; arguments and errors as for :func:`load_prompts`."""
     asked = os.fspath(name_or_path)
-    path, names, wanted = Path(asked).expanduser(), _names(), _plain(asked)
+    path, names, wanted = user_path(asked), _names(), _plain(asked)
     if path.suffix != SUFFIX and not path.is_absolute() and wanted in names:
         return names[wanted]
     if path.is_file():

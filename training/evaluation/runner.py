@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
+from agssp_zoo.file_names import user_path
 from agssp_zoo.tiling import Tiling
 
 from .about import About, machine, versions
@@ -372,7 +373,7 @@ def _load(model: str | os.PathLike[str] | DetectorLike, settings: ValidationSett
     detector: DetectorLike = load_detector(model, engine=settings.engine, device=settings.device)
     engine = _engine_name(detector)
     if str(model).endswith(".onnx"):
-        file = Path(model).expanduser()
+        file = user_path(model)
     else:
         file = hub.resolve(model).file("model.safetensors" if engine == "pytorch" else "model.onnx")
     return detector, About(
