@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from agssp_zoo.cli import main
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
-from agssp_zoo.training.data import Dataset, read_dataset, recognise, to_coco
+from agssp_zoo.training.data import Dataset, listing, read_dataset, recognise, to_coco
 from agssp_zoo.training.data.listing import make_files
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -905,3 +905,34 @@ def test_symbolic_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "data/images").rename(moved)
     (tmp_path / "data/images").symlink_to(moved)
     assert len(read_dataset(tmp_path / "data").require_clean()) == 6
+
+
+def test_thousands_of_images_of_one_name_are_told_apart_by_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    real = listing.split_name
+
+    def counted(word: str) -> str:
+        nonlocal calls
+        calls += 1
+        return real(word)
+
+    monkeypatch.setattr(listing, "split_name", counted)
+
+    def found(count: int) -> int:
+        nonlocal calls
+        calls = 0
+        rels = [
+            f"{'val' if n % 5 == 0 else 'train'}/part{n}/{cam}.png" for n in range(count) for cam in ("top", "side")
+        ]
+        images = listing.make_files(Path("data"), rels, listing.IMAGE_FOLDERS)
+        matcher = listing.Matcher(images)
+        # Paths of another machine, and folders that no image is in: nothing fits exactly.
+        assert [matcher.find("/elsewhere/data/" + rel) for rel in rels] == images
+        assert [matcher.match(f"boxes/{rel[:-4]}.xml") for rel in rels] == images
+        assert [matcher.match(f"masks/bad/{rel[:-4]}_mask.png", mask=True) for rel in rels] == images
+        assert matcher.find("top.png") is None
+        assert matcher.match("boxes/other/top.xml") is None
+        assert matcher.match("boxes/val/part1/top.xml") is None  # which is of train
+        return calls
+
+    assert found(200) < 2.5 * found(100)

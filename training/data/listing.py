@@ -27,6 +27,8 @@ _SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _YEAR = re.compile(r"(19|20)\d\d$")
+_KEPT_FROM = 8
+"""Of as many images of one stem or fewer no index is kept: making it anew takes less than the memory is worth."""
 _MASK_ENDING = re.compile(r"[_-](mask|label|labels|gt|seg)$", re.IGNORECASE)
 
 
@@ -147,6 +149,7 @@ class Matcher:
         self._by_rel = {readable(image.rel): image for image in images}
         self._by_key: dict[str, list[File]] = {}
         self._by_stem: dict[str, list[File]] = {}
+        self._namesakes: dict[str, _Namesakes] = {}
         for image in images:
             self._by_key.setdefault(readable(_strip(image.rel, IMAGE_FOLDERS)), []).append(image)
             self._by_stem.setdefault(readable(image.stem), []).append(image)
@@ -197,25 +200,66 @@ class Matcher:
 
     def _one(self, parts: list[str], *, strict: bool) -> File | None:
         """The only image of this stem whose folders agree; not strictly: the only one of this stem at all."""
-        named = self._by_stem.get(parts[-1], [])
-        named = [image for image in named if not _other_split(parts, image)]
-        agree = [image for image in named if _agree(parts, image.key.split("/"))]
-        if len(agree) == 1:
+        stem = parts[-1]
+        namesakes = self._namesakes.get(stem)
+        if namesakes is None:
+            images = self._by_stem.get(stem, [])
+            namesakes = _Namesakes(images)
+            if len(images) > _KEPT_FROM:
+                self._namesakes[stem] = namesakes
+        return namesakes.one(parts, strict=strict)
+
+
+class _Namesakes:
+    """The images of one stem by split and folders; ``None`` where several have the same.
+
+    Looking through them once for every label file would take hours where each of thousands of folders holds a
+    ``top.png``.
+    """
+
+    def __init__(self, images: Sequence[File]) -> None:
+        self._exact: dict[tuple[str, ...], File | None] = {}
+        self._ending: dict[tuple[str, ...], File | None] = {}
+        for image in images:
+            split, folders = image.split, _folders(image.key.split("/"))
+            _note(self._exact, (split, *folders), image)
+            for start in range(len(folders) + 1):
+                _note(self._ending, (split, *folders[start:]), image)
+
+    def one(self, parts: list[str], *, strict: bool) -> File | None:
+        """The only image whose folders, without those that name splits, end like those of a path, or the reverse.
+
+        An image of another split than the path names is none; not strictly: the only other image there is will do.
+        """
+        words = set(map(split_name, parts[:-1])) - {""}
+        splits = ("", *sorted(words or set(_SPLITS.values())))
+
+        def among(table: dict[tuple[str, ...], File | None], folders: list[str]) -> list[File | None]:
+            keys = [(split, *folders) for split in splits]
+            return [table[key] for key in keys if key in table]
+
+        folders = _folders(parts)
+        agree = among(self._ending, folders)
+        for start in range(1, len(folders) + 1):
+            agree += among(self._exact, folders[start:])
+        if len(agree) == 1 and agree[0] is not None:
             return agree[0]
+        named = among(self._ending, [])
         return named[0] if not strict and len(named) == 1 else None
+
+
+def _note(table: dict[tuple[str, ...], File | None], key: tuple[str, ...], image: File) -> None:
+    table[key] = None if key in table else image
+
+
+def _folders(parts: list[str]) -> list[str]:
+    """The folders of a path, without those that name splits."""
+    return [part for part in parts[:-1] if not split_name(part)]
 
 
 def _other_split(parts: list[str], image: File) -> bool:
     words = set(map(split_name, parts[:-1])) - {""}
     return bool(words and image.split and image.split not in words)
-
-
-def _agree(one: list[str], other: list[str]) -> bool:
-    """Whether, without the folders that name splits, one path is the end of the other."""
-    a = [part for part in one[:-1] if not split_name(part)]
-    b = [part for part in other[:-1] if not split_name(part)]
-    shorter, longer = sorted((a, b), key=len)
-    return longer[len(longer) - len(shorter) :] == shorter
 
 
 def _forward(name: str) -> str:
