@@ -20,7 +20,7 @@ from PIL import Image
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import DataError, InvalidArgumentError, MissingDependencyError
 from agssp_zoo.geometry import nms
-from agssp_zoo.training.evaluation import GroundTruth, Prediction, class_mapping, evaluate, quick_map, validate
+from agssp_zoo.training.evaluation import GroundTruth, Prediction, class_mapping, coco, evaluate, quick_map, validate
 from agssp_zoo.training.evaluation.cli import advice
 from agssp_zoo.training.evaluation.coco import coco_dicts
 from agssp_zoo.training.evaluation.curves import between, wilson
@@ -151,6 +151,26 @@ def test_figures_equal_pycocotools(seed, options, max_det, capsys):
         [mean(ap[0, :, 0]), mean(ap[5, :, 0]), mean(ap[..., 0].ravel()), *ap[0, :, 0], *ap[..., 0].mean(axis=0)],
         rtol=0, atol=1e-12,
     )  # fmt: skip
+
+
+def test_classes_are_scored_on_their_own_images_alone(monkeypatch):
+    truth, answers = random_case(3, images=20, classes=4, detections=12)
+    table = build_table(truth, answers, 60, max_det=100, ignore_difficult=True)
+    seen = []
+    at_once = coco._run
+
+    def counted(part, max_det):
+        seen.append(part.images * part.classes)
+        return at_once(part, max_det)
+
+    monkeypatch.setattr(coco, "_run", counted)
+    numbers = coco.coco_numbers(table, max_det=5)
+    whole = at_once(table, 5)
+    np.testing.assert_array_equal(numbers.precision, np.where(whole[..., 0] > -1, whole[..., 0], np.nan))
+    known = whole[:, 0] > -1
+    np.testing.assert_array_equal(numbers.ap, np.where(known, whole.mean(axis=1), np.nan))
+    # The library takes memory for every class and image that it is given: not for 60 classes times all images.
+    assert sum(seen) <= 4 * table.images
 
 
 def test_average_precision_by_hand():

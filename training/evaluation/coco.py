@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,7 +48,7 @@ def coco_numbers(table: Table, *, max_det: int) -> CocoNumbers:
     elif not len(table.dt_label):
         precision = _nothing_detected(table, shape)
     else:
-        precision = _run(table, max_det)
+        precision = _by_class(table, max_det, shape)
     known = precision[:, 0] > -1  # -1 or nan in every recall point, or in none
     ap = np.where(known, precision.mean(axis=1), np.nan)
     return CocoNumbers(ap, np.where(precision[..., 0] > -1, precision[..., 0], np.nan))
@@ -60,9 +60,39 @@ def require_library() -> None:
         raise MissingDependencyError("Evaluation needs faster-coco-eval; run `pip install 'agssp-zoo[train]'`.")
 
 
+def _by_class(table: Table, max_det: int, shape: tuple[int, ...]) -> Floats:
+    """(T, R, C, A) precision, -1 where there is no box to find.
+
+    Every class is scored alone, on the images that show it or where it was detected; others say nothing about it.
+    The library keeps a result for every class, size and image, gigabytes for hundreds of classes at once.
+    """
+    require_library()
+    precision = np.full(shape, -1.0)
+    for label in np.unique(table.gt_label):
+        precision[:, :, label] = _run(_of_class(table, int(label)), max_det)[:, :, 0]
+    return precision
+
+
+def _of_class(table: Table, label: int) -> Table:
+    """The boxes of one class, on the images that have some, as a table of a single class; orders stay."""
+    gt, dt = table.gt_label == label, table.dt_label == label
+    images = np.union1d(table.gt_image[gt], table.dt_image[dt])
+    return replace(
+        table.with_detections(dt),
+        images=len(images),
+        classes=1,
+        gt_image=np.searchsorted(images, table.gt_image[gt]),
+        gt_label=np.zeros(int(gt.sum()), np.int64),
+        gt_box=table.gt_box[gt],
+        gt_ignore=table.gt_ignore[gt],
+        gt_index=table.gt_index[gt],
+        dt_image=np.searchsorted(images, table.dt_image[dt]),
+        dt_label=np.zeros(int(dt.sum()), np.int64),
+    )
+
+
 def _run(table: Table, max_det: int) -> Floats:
     """(T, R, C, A) precision, -1 where there is no box to find."""
-    require_library()
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth, answers = COCO(), COCO()
