@@ -111,6 +111,8 @@ def load_backbone(
     from agssp_zoo.detector import check_loading
 
     check_loading(name_or_path, device, hub)
+    if not isinstance(weights, bool):
+        raise InvalidArgumentError(f"weights={weights!r}: give True, or False for newly drawn ones.")
     if engine == "onnx":
         if not weights:
             raise InvalidArgumentError("weights=False needs engine='pytorch': an ONNX file comes with its weights.")
@@ -261,6 +263,8 @@ def _load_onnx(
     if path.suffix == ".onnx":
         if not path.is_file():
             raise EngineError(f"There is no file {path}; make one with `agssp-zoo export`.")
+        if hub.get("revision") is not None:
+            raise InvalidArgumentError(f"{path} is a file on disk, which has no revisions; leave out revision.")
         from agssp_zoo.engines.onnx import OnnxModel
 
         return OnnxBackbone(OnnxModel(path, device=device), out_indices)

@@ -154,6 +154,7 @@ def test_onnx_answers_the_same_without_torch(onnx_folder, tmp_path):
     assert backbone.preprocess(noise()).shape == (1, 64, 64, 3)
     (last,) = load_backbone(onnx_folder / "model.onnx", engine="onnx", out_indices=[-1]).extract(noise(64, 64))
     assert np.array_equal(last[0], maps[1][0])
+    assert load_backbone(onnx_folder, engine="onnx", out_indices=(1,)).names == ("stage2",)
     script = (
         "import sys, numpy, agssp_zoo\n"
         f"b = agssp_zoo.load_backbone({str(onnx_folder)!r}, engine='onnx')\n"
@@ -200,6 +201,10 @@ def test_errors(folder, onnx_folder, tmp_path, monkeypatch):
     for indices in ((7,), "ab", 2, [None], [0.5]):
         with pytest.raises(InvalidArgumentError, match="out_indices"):
             load_backbone(folder, out_indices=indices)
+    with pytest.raises(InvalidArgumentError, match="weights='none'"):
+        load_backbone(folder, weights="none")
+    with pytest.raises(InvalidArgumentError, match="no revisions"):
+        load_backbone(onnx_folder / "model.onnx", engine="onnx", revision="main")
     with pytest.raises(EngineError, match="agssp-zoo export"):
         load_backbone(folder, engine="onnx")
     with pytest.raises(EngineError, match="There is no file"):
