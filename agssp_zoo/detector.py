@@ -19,7 +19,7 @@ from agssp_zoo.geometry import Letterbox
 from agssp_zoo.images import ChannelOrder, check_channel_order
 from agssp_zoo.pipeline import OnError, Pipeline, Settings
 from agssp_zoo.sources import with_an_end
-from agssp_zoo.tiling import Tiling
+from agssp_zoo.tiling import OVERLAP, Tiling
 
 if TYPE_CHECKING:
     from agssp_zoo.models import DetectorModule
@@ -42,7 +42,7 @@ def load_detector(
         engine: ``"onnx"``, ``"pytorch"``, ``"openvino"``, or ``"auto"``: the first of the first two that the model's
             files and the installed packages serve.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, with ONNX Runtime also ``"tensorrt"``, ``"dml"`` ...
-        providers: ONNX Runtime's execution providers, instead of a device.
+        providers: ONNX Runtime's execution providers, instead of a device, which is left at ``"cpu"`` then.
         precision: ``"int8"`` or ``"float16"`` take the model's file ``model.int8.onnx`` or ``model.fp16.onnx``, which
             ``agssp-zoo export`` makes; with OpenVINO ``"bfloat16"``, ``"float16"`` and ``"float32"`` say what it
             computes in. ``None``: the float32 file; OpenVINO computes it in bfloat16 where that is quicker.
@@ -152,15 +152,16 @@ class Detector:
             source: path, folder, glob pattern, URL, bytes, open file, PIL image, numpy array (H, W) or (H, W, 3) of
                 uint8, uint16 or float in 0-1, a video file, or a list of these. How images become 8-bit RGB stands in
                 :mod:`agssp_zoo.images`, what a folder or pattern stands for in :mod:`agssp_zoo.sources`.
-            conf: drop detections with a score of this or below, 0-1; ``None``, as below, means the model's own.
+            conf: drop detections with a score of this or below, 0-1; ``None`` means the model's own, as for ``iou``,
+                ``max_det`` and ``size``.
             iou: of boxes of one class that overlap by more than this IoU, keep the best.
             max_det: at most this many detections an image.
             size: an int bounds the longer side and pads only to the stride; (height, width) is a fixed canvas.
             batch: images run together, where their canvases are of one size.
             tile: cut images into tiles of this side, or (height, width), in their own pixels, for small defects in
                 large images.
-            overlap: least share of a tile that the next one covers again, 0-0.9. What a tile's border cuts is joined
-                with its other half; see :mod:`agssp_zoo.seams`.
+            overlap: least share of a tile that the next one covers again, 0-0.9; with ``tile`` only. What a tile's
+                border cuts is joined with its other half; see :mod:`agssp_zoo.seams`.
             tile_whole: look at the whole image as well, shrunk to the network's size, for defects larger than the
                 overlap.
             channel_order: of arrays; ``"bgr"`` for what OpenCV has read.
@@ -224,6 +225,8 @@ class Detector:
             settings = replace(settings, tiling=_check_tiling(tiling, settings.letterbox))
         elif tile_whole:
             raise InvalidArgumentError("tile_whole looks at the whole image besides its tiles; give tile, too.")
+        elif overlap != OVERLAP:
+            raise InvalidArgumentError("overlap is a share of a tile; give tile, too, or leave overlap out.")
         return Pipeline(self.engine, settings).run(source, channel_order, on_error)
 
     def _check(
@@ -234,7 +237,9 @@ class Detector:
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
                 raise InvalidArgumentError(f"{name}={value!r}: give a number in 0-1.")
         for name, count in (("max_det", max_det), ("batch", batch)):
-            if count is not None and not (isinstance(count, (int, np.integer)) and count >= 1):
+            if name == "max_det" and count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
                 raise InvalidArgumentError(f"{name}={count!r}: give a whole number of at least 1.")
         if max_det is None and self.config.postprocess is not None:
             max_det = self.config.postprocess.max_det

@@ -11,6 +11,9 @@ from agssp_zoo.config import Size
 from agssp_zoo.errors import InvalidArgumentError
 from agssp_zoo.seams import Found, Window, merge_tiles
 
+OVERLAP = 0.2
+"""The share of a tile that the next one covers where nobody says another."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -27,7 +30,7 @@ class Tiling:
     """
 
     tile: Size
-    overlap: float = 0.2
+    overlap: float = OVERLAP
     whole: bool = False
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class Tiling:
         return boxes[keep], scores[keep], labels[keep]
 
 
-def tiles(image_size: tuple[int, int], tile: Size, overlap: float = 0.2) -> Iterator[Window]:
+def tiles(image_size: tuple[int, int], tile: Size, overlap: float = OVERLAP) -> Iterator[Window]:
     """Cuts an image into overlapping tiles, row by row; the last ones are moved back to end at the border.
 
     Args:

@@ -84,6 +84,8 @@ class TestSplits:
         for fraction in (0.0, 1.0, -1.0):
             with pytest.raises(InvalidArgumentError, match="fraction"):
                 made([[0], [0]]).random_split(fraction)
+            with pytest.raises(InvalidArgumentError, match="val_fraction"):
+                made([[0], [0]], split="val").with_val(fraction)
         with pytest.raises(DataError, match="1 images cannot be divided"):
             made([[0]]).random_split()
 

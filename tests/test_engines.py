@@ -256,6 +256,10 @@ def test_pytorch_errors(torch_folder, tmp_path):
             load_detector(torch_folder, engine="pytorch", device=device)
     with pytest.raises(InvalidArgumentError, match="providers"):
         load_detector(torch_folder, engine="pytorch", providers=["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match="pytorch: it has no providers"):
+        load_detector(torch_folder, providers=["CPUExecutionProvider"])
+    with pytest.raises(InvalidArgumentError, match="take the place of a device"):
+        load_detector(torch_folder, device="cuda", providers=["CPUExecutionProvider"])
     with pytest.raises(InvalidArgumentError, match="choose 'auto', 'onnx' or 'pytorch' or 'openvino'"):
         load_detector(torch_folder, engine="tensorflow")
     with pytest.raises(EngineError, match="agssp-zoo export"):

@@ -170,6 +170,8 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
     split = ALL if len(data.splits) > 1 else next(iter(data.splits))
     if settings.report and (best / "model.safetensors").is_file():
         try:
+            from agssp_zoo.tiling import OVERLAP
+
             from .evaluation import validate
             from .evaluation.runner import ValidationSettings
 
@@ -177,7 +179,7 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
                 engine="pytorch",
                 device=device if device.startswith("cuda") else device.partition(":")[0],  # no engine numbers CPUs
                 tile=settings.tile or None,
-                overlap=settings.overlap,
+                overlap=settings.overlap if settings.tile else OVERLAP,
                 tolerance=1.0 if settings.tolerance else 0.0,  # the run has judged what cannot be read
             )
             found = validate(best, data, split=split, settings=chosen, command=command)
@@ -207,7 +209,7 @@ def _val_command(folder: Path, settings: TrainSettings, split: str) -> str:
     ]
     if split != "val":
         words += ["--split", split]
-    if settings.val_fraction:
+    if settings.val_fraction and split == "val":
         words += ["--val-fraction", settings.val_fraction, "--seed", settings.seed]
     if settings.format != "auto":
         words += ["--format", settings.format]

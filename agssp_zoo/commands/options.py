@@ -30,13 +30,15 @@ def hub_options(args: argparse.Namespace) -> dict[str, Any]:
 def add_detecting_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds how a detector looks at images; read back by :func:`detecting_options`. Returns their group."""
     group = parser.add_argument_group("detecting (defaults: the model's own)")
-    group.add_argument("--conf", type=float, metavar="SCORE", help="drop detections with a lower score, 0-1")
+    group.add_argument("--conf", type=float, metavar="SCORE", help="keep detections with a score above this, 0-1")
     group.add_argument("--iou", type=float, help="of boxes overlapping more than this keep the best one, 0-1")
     group.add_argument("--max-det", type=int, metavar="N", help="at most N detections an image")
     group.add_argument("--size", type=image_size, metavar="N|WxH", help="longer side, or a fixed canvas, in pixels")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="images run together (default: 1)")
     group.add_argument("--tile", type=image_size, metavar="N|WxH", help="cut images into tiles of so many pixels")
-    group.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    group.add_argument(
+        "--overlap", type=float, default=0.2, help="share of a tile that the next covers too, with --tile (0.2)"
+    )
     group.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     return group
 
@@ -52,7 +54,9 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     group.add_argument("--engine", choices=("auto", "onnx", "pytorch", "openvino"), default="auto")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
-    group.add_argument("--provider", action="append", help="ONNX Runtime execution provider; may be repeated")
+    group.add_argument(
+        "--provider", action="append", help="ONNX Runtime execution provider instead of --device; may be repeated"
+    )
     add_hub_arguments(parser)
 
 

@@ -141,7 +141,7 @@ def load_engine(
     Raises:
         EngineError: no engine serves, or the device, provider or precision is not there.
         MissingDependencyError: PyTorch or OpenVINO is asked for and not installed.
-        InvalidArgumentError: an unknown engine or precision, or providers for an engine that has none.
+        InvalidArgumentError: an unknown engine or precision, providers for an engine that has none, or beside a device.
         ModelNotFoundError, HubError, IntegrityError, ConfigError, CheckpointError: a file is missing or wrong.
     """
     chosen = choose_engine(folder, engine, device, providers, precision)
@@ -171,6 +171,7 @@ def load_file(
         precision: with ONNX Runtime the file's own; with OpenVINO what it computes in.
         config: the folder's; ``None`` takes the one in the file.
     """
+    _check_place(device, providers)
     if engine == "openvino":
         from agssp_zoo.engines.openvino import OpenVinoEngine
 
@@ -191,18 +192,15 @@ def choose_engine(
     precision: str | None = None,
 ) -> str:
     """Which engine to take. Arguments and errors as for :func:`load_engine`."""
+    _check_place(device, providers)
     known = list(dict.fromkeys(name for files in _FILES.values() for name in files if name is not None))
     if precision is not None and precision not in known:
         raise InvalidArgumentError(f"precision={precision!r}; choose one of {', '.join(map(repr, known))}.")
     if engine == "auto":
         for name in _AUTO:
-            if (
-                _lacks(name, folder, precision) is None
-                and not (name != "onnx" and providers)
-                and _has_device(name, device)
-            ):
+            if not _unfit(name, folder, precision, device, providers):
                 return name
-        reasons = "; ".join(f"{name}: {_lacks(name, folder, precision) or _no_device(name, device)}" for name in _AUTO)
+        reasons = "; ".join(f"{name}: {_unfit(name, folder, precision, device, providers)}" for name in _AUTO)
         raise EngineError(f"No engine can run {folder.path} here ({reasons}).")
     if engine not in _FILES:
         raise InvalidArgumentError(f"engine={engine!r}; choose 'auto', {' or '.join(map(repr, _FILES))}.")
@@ -237,9 +235,19 @@ def _lacks(engine: str, folder: ModelFolder, precision: str | None) -> str | Non
     return None
 
 
-def _has_device(engine: str, device: str) -> bool:
-    """Whether "auto" may take an engine for a device; an explicit choice gets an error of the engine itself."""
-    return not _no_device(engine, device)
+def _unfit(
+    engine: str, folder: ModelFolder, precision: str | None, device: str, providers: Sequence[Provider] | None
+) -> str:
+    """Why "auto" does not take an engine; empty when it may. An explicit choice gets an error of the engine itself."""
+    if lacks := _lacks(engine, folder, precision):
+        return lacks
+    return "it has no providers" if providers and engine != "onnx" else _no_device(engine, device)
+
+
+def _check_place(device: str, providers: Sequence[Provider] | None) -> None:
+    """Refuses a device beside providers, which would be passed over."""
+    if providers and device != "cpu":
+        raise InvalidArgumentError(f"providers take the place of a device; leave out providers, or device={device!r}.")
 
 
 def _no_device(engine: str, device: str) -> str:

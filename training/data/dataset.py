@@ -145,7 +145,13 @@ class Dataset:
         """The data set itself where it has a split ``val``, else as :meth:`random_split` divides it.
 
         What ``--val-fraction`` and ``--seed`` mean, in training and in measuring: the same images.
+
+        Raises:
+            InvalidArgumentError: fraction out of range, also where it is not needed.
+            DataError: fewer than two images to divide.
         """
+        if not 0.0 < fraction < 1.0:
+            raise InvalidArgumentError(f"val_fraction is {fraction}; it must lie between 0 and 1.")
         return self if "val" in self.splits else self.random_split(fraction, seed)
 
     def _with_splits(self, name_of: Callable[[int, Record], str]) -> Dataset:

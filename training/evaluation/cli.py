@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iou", type=float, help="IoU above which overlapping boxes are dropped (default: the model's)"
     )
     parser.add_argument("--tile", type=image_size, metavar="N|WxH", help="cut images into tiles of so many pixels")
-    parser.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next covers too (0.2)")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="share of a tile that the next covers too, with --tile (0.2)"
+    )
     parser.add_argument("--tile-whole", action="store_true", help="look at the whole image besides its tiles")
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument(

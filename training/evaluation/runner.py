@@ -17,7 +17,7 @@ import numpy as np
 
 from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError
 from agssp_zoo.file_names import user_path
-from agssp_zoo.tiling import Tiling
+from agssp_zoo.tiling import OVERLAP, Tiling
 
 from .about import About, machine, versions
 from .coco import require_library
@@ -87,7 +87,7 @@ class ValidationSettings:
     conf: float = 0.001
     iou: float | None = None
     tile: Size | None = None
-    overlap: float = 0.2
+    overlap: float = OVERLAP
     tile_whole: bool = False
     miss_rate: float = 0.05
     max_det: int = 100
@@ -107,6 +107,8 @@ class ValidationSettings:
             raise InvalidArgumentError(f"max_det is {self.max_det}; it must be at least 1.")
         if self.tile is None and self.tile_whole:
             raise InvalidArgumentError("tile_whole looks at the whole image besides its tiles; give tile, too.")
+        if self.tile is None and self.overlap != OVERLAP:
+            raise InvalidArgumentError("overlap is a share of a tile; give tile, too, or leave overlap out.")
         Tiling(1 if self.tile is None else self.tile, self.overlap)
 
     @property
@@ -203,23 +205,26 @@ def validate(
         data: a data set or where it lies, as ``read_dataset`` takes it.
         split: which part.
         format: the data's format.
-        val_fraction: where ``split`` is ``"val"`` and the data have none: measure on this share of the images, drawn by
-            the seed; with those of a fine-tuning the images that it validated on. 0 draws none.
+        val_fraction: where the data have no split ``"val"``, which ``split`` asks for: measure on this share of the
+            images, drawn by the seed; with those of a fine-tuning the images that it validated on. 0 draws none.
         seed: of that choice.
         settings: how the detector is run and scored.
         command: what the report states as its command; ``None``: that of this process.
 
     Raises:
         DataError: the data cannot be read, has no such split or no labels, or its classes are not the model's.
+        InvalidArgumentError: a setting is wrong, or ``val_fraction`` is given for another split.
         MissingDependencyError: faster-coco-eval is not installed.
         AgsspZooError: the model cannot be loaded or run, more images than tolerated cannot be read.
     """
     from ..data import read_dataset
     from ..data.text import readable
 
+    if val_fraction and split != "val":
+        raise InvalidArgumentError(f"val_fraction makes a split val, but split is {split!r}; leave one of them out.")
     require_library()
     whole = read_dataset(data, format=format) if isinstance(data, (str, os.PathLike)) else data
-    if split == "val" and val_fraction:
+    if val_fraction:
         whole = whole.with_val(val_fraction, seed)
     part = _checked(whole, split, settings.tolerance)
     detector, identity = _load(model, settings)
