@@ -291,4 +291,12 @@ def test_data_sets_of_one_image(tmp_path: Path, pool: Path, capsys: pytest.Captu
         assert main([*words, str(tmp_path / method), "--method", method]) == 0
         assert len(MapStore.open(tmp_path / method)) == 18
     with pytest.raises(DataError, match="there is only one"):
-        make(pool / "tile", tmp_path / "tile", method="mutual", encoder="cspdarknet_n", encoder_weights="none", size=64)
+        make(
+            pool / "tile",
+            tmp_path / "tile",
+            method="mutual",
+            object="",
+            encoder="cspdarknet_n",
+            encoder_weights="none",
+            size=64,
+        )

@@ -56,7 +56,11 @@ def bad(drawn: Drawn) -> Path:
     ("values", "error", "said"),
     [
         ({"maps": "flat"}, DataError, r"none of 16 images have pseudo-boxes above .* steel 0, tile 0 .*--quantile"),
-        ({"maps": "flat", "quantile": 0.9}, DataError, r"quantile 0\.9 .* a lower --quantile .* another --method"),
+        (
+            {"maps": "flat", "quantile": 0.9, "margin": 0.1},
+            DataError,
+            r"quantile 0\.9 .* a lower --quantile .* another --method",
+        ),
         ({"images": "other"}, DataError, r"has no maps of 6 of 6 images.*other images"),
         ({"maps": "half"}, DataError, r"unfinished maps"),
         ({"maps": "pool"}, DataError, r"is not a store"),

@@ -37,12 +37,12 @@ class BoxSettings:
     Attributes:
         quantile: instead of a threshold for a data set, one for each image: this quantile of its pixels, 0-1. Every
             image that is not flat has boxes then, defective or not.
-        margin: what is taken off the mean maximum of a data set.
+        margin: what is taken off the mean maximum of a data set; not beside ``quantile``.
         most: the best so many boxes of an image are kept.
         iou: of two boxes that overlap by more than this the better one is kept.
 
     Raises:
-        InvalidArgumentError: a value out of range.
+        InvalidArgumentError: a value out of range, or a margin beside a quantile.
     """
 
     quantile: float | None = None
@@ -53,6 +53,11 @@ class BoxSettings:
     def __post_init__(self) -> None:
         if self.quantile is not None and not 0.0 <= self.quantile < 1.0:
             raise InvalidArgumentError(f"quantile is {self.quantile}; it must be at least 0 and below 1.")
+        if self.quantile is not None and self.margin != BoxSettings.margin:
+            raise InvalidArgumentError(
+                f"quantile is {self.quantile} and margin {self.margin}: a quantile takes the place of a data set's "
+                "threshold, which the margin is of; give one of them."
+            )
         if not 0.0 <= self.margin <= 1.0 or not 0.0 <= self.iou <= 1.0:
             raise InvalidArgumentError(f"margin is {self.margin} and iou {self.iou}; both must lie in 0-1.")
         if self.most < 1:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agssp_zoo.errors import DataError
+from agssp_zoo.errors import DataError, InvalidArgumentError
 
 from ..data.recognise import FORMATS
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantile",
         type=float,
         metavar="Q",
-        help="a threshold for each image, this quantile of its pixels, instead of one for each data set",
+        help="a threshold for each image, this quantile of its pixels, instead of one for each data set by --margin",
     )
     parser.add_argument(
         "--margin",
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=24,
         default=0,
         metavar="N",
-        help="draw this many images of each data set, too, and a sheet of them (default: 24)",
+        help="draw N images of each data set, too (24 without a number), and a sheet of them",
     )
 
 
@@ -64,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
     from .boxes_files import write_coco, write_yolo
     from .store import MapStore
 
+    if args.visualize < 0:
+        raise InvalidArgumentError(f"--visualize is {args.visualize}; it must be at least 0.")
+    if args.format != "auto" and not args.data:
+        raise InvalidArgumentError("--format is of the images that --data names; give that, too.")
     settings = BoxSettings(quantile=args.quantile, margin=args.margin, most=args.most, iou=args.iou)
     store = MapStore.open(args.maps)
     images = find_images(store, args.data or (), format=args.format)

@@ -28,7 +28,7 @@ from ..devices import build_accelerator, is_main, settle_precision, settle_threa
 from .combine import combine
 from .grid import enlarge_all
 from .layout import PARTS_FOLDER, UNREADABLE, WAITING, read_store_file
-from .methods import build_method, method_names
+from .methods import build_method, method_names, refuse_unused
 from .normal import normal_images, normal_settings
 from .preparing import Group, Preparation, group_images, mean_aspect, wait_for
 from .reading import Tolerance, gray_input, read_batches
@@ -80,12 +80,13 @@ def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
         The store in ``settings.out``, and how it came about.
 
     Raises:
-        InvalidArgumentError: a setting is wrong.
+        InvalidArgumentError: a setting is wrong, or is of no use to the method.
         DataError: images or normal images cannot be read.
         TrainingError: the folder holds other maps, more images are unreadable than tolerated, or disk or memory ends.
         MissingDependencyError: the ``train`` extra is not installed.
     """
     names = method_names(settings.method)
+    refuse_unused(settings)
     try:
         import accelerate  # noqa: F401
         import torch

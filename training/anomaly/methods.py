@@ -21,6 +21,9 @@ METHODS = {
     "auto": ".auto",
 }
 """Name -> its module, which has ``build(options: MapSettings) -> AnomalyMethod``."""
+_OURS = tuple(METHODS)
+_USED_BY = {("normal", "shots"): ("memory", "kead"), ("clip", "clip_weights", "object"): ("kead",)}
+"""Options that only some methods use, and these methods."""
 
 
 def method_names(text: str) -> tuple[str, ...]:
@@ -37,6 +40,26 @@ def method_names(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise InvalidArgumentError(f"--method {text}: a method stands twice.")
     return names
+
+
+def refuse_unused(settings: MapSettings) -> None:
+    """Refuses what none of the methods asked for would use: maps would look as if it had been used.
+
+    Raises:
+        InvalidArgumentError: an unknown method, normal images for methods that compare with others, or what kead alone
+            uses without kead.
+    """
+    names = method_names(settings.method)
+    for options, users in _USED_BY.items():
+        if any(name in users or name not in _OURS for name in names):
+            continue
+        given = [name for name in options if getattr(settings, name)]
+        if given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise InvalidArgumentError(
+                f"{flag}: --method {settings.method} does not use it; leave it out, or take "
+                f"{' or '.join(f'--method {name}' for name in users)}."
+            )
 
 
 def build_method(name: str, options: MapSettings) -> AnomalyMethod:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from agssp_zoo.commands.options import print_json
+from agssp_zoo.errors import InvalidArgumentError
 
 from .prompts import check_prompts, find_prompts, load_prompts, prompt_files
 
@@ -18,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs ``prompts``; 1 when a checked file has an error."""
+    if args.action == "list" and args.files:
+        raise InvalidArgumentError("list shows what comes with the package; to look at a file give check FILE.")
     return _check(args.files or list(prompt_files()), args.json) if args.action == "check" else _list(args.json)
 
 

@@ -14,7 +14,7 @@ from ..settings import setting
 class MapSettings:
     """What maps are made of, and how. Lengths are in pixels of the network's input.
 
-    What a method does not know of, it does not use. ``data`` are folders of images, or packed shards.
+    What a method has no use for is refused when it makes maps. ``data`` are folders of images, or packed shards.
 
     Raises:
         InvalidArgumentError: a value out of range.
@@ -38,8 +38,8 @@ class MapSettings:
     )
     normal: str = setting(
         "",
-        "normal images: a folder (also one within the data), or a split of the data, of which those without labels; "
-        "split:NAME is a split in any case, ./NAME a folder",
+        "memory and kead: normal images: a folder (also one within the data), or a split of the data, of which those "
+        "without labels; split:NAME is a split in any case, ./NAME a folder",
     )
     shots: int = setting(0, "how many of the normal images are used, drawn by the seed; 0: all")
     seed: int = setting(0, "of all that is drawn: normal images, samples of the pool")
