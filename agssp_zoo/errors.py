@@ -70,3 +70,7 @@ class DataError(AgsspZooError, ValueError):
 
 class TrainingError(AgsspZooError, RuntimeError):
     """Training cannot start, resume or go on; the last good state has been kept."""
+
+
+class SettingError(TrainingError, InvalidArgumentError):
+    """A setting of a training is missing, out of range, or has no effect beside the others; nothing has begun."""

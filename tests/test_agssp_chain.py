@@ -285,6 +285,7 @@ def test_the_plan_is_what_the_steps_do(pool: Path, tmp_path: Path, capsys: pytes
         assert expected.seed == 5
     args = cli._parse(shlex.split(lines[0])[1:])
     assert args.data == [str(pool)] and args.encoder == "vit_tiny_patch16_224" and args.batch == 1
+    assert args.workers == 0
 
 
 def test_one_data_set_has_no_names_to_learn(pool: Path, tmp_path: Path) -> None:
@@ -321,6 +322,12 @@ def test_the_small_recipe_is_chosen_and_kept(whole: Path) -> None:
         ({"detector": ("optimizer=adam",)}, InvalidArgumentError, r"--detector: .*invalid choice"),
         ({"detector": ("plots=yes",)}, InvalidArgumentError, r"--detector plots=yes: give true or false"),
         ({"detector": ("val_fraction=1",)}, TrainingError, r"--val-fraction is 1"),
+        ({"method": "nothing"}, InvalidArgumentError, r"--method nothing: choose of"),
+        ({"normal": "good"}, InvalidArgumentError, r"--normal: --method own does not use it"),
+        ({"weights": "nowhere/model"}, AgsspZooError, r"nowhere/model"),
+        ({"backbone": ("size=80",)}, TrainingError, r"needs a multiple of 32"),
+        ({"backbone": ("mask_ratio=0.3",)}, TrainingError, r"--mask-ratio has no effect without --task simmim"),
+        ({"detector": ("margin=0.2",)}, InvalidArgumentError, r"give one of them"),
     ],
 )  # fmt: skip
 def test_bad_input_is_said_before_any_work(

@@ -74,6 +74,8 @@ def test_help_names_every_command_and_usage_errors_are_2(run: Run) -> None:
     [
         (errors.HubError("no network.\nNone."), 1, "agssp-zoo: no network. None."),
         (errors.InvalidArgumentError("conf is 3."), 2, "agssp-zoo: conf is 3."),
+        (errors.TrainingError("The disk is full."), 1, "agssp-zoo: The disk is full."),
+        (errors.SettingError("--epochs is 0."), 2, "agssp-zoo: --epochs is 0."),
         (ModuleNotFoundError("No module", name="torch"), 1, "pip install 'agssp-zoo[torch]'"),
         (ModuleNotFoundError("No module", name="onnx.helper"), 1, "pip install 'agssp-zoo[export]'"),
         (KeyError("boxes"), 1, "KeyError: 'boxes' (run again with --debug to see where)"),

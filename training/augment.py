@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError
 
 from .settings import TrainSettings
 
@@ -68,11 +68,11 @@ def turning_labels(settings: TrainSettings, class_names: Sequence[str]) -> froze
     """The labels of ``settings.turn_classes``; ``None`` where none are named, so that every image may turn.
 
     Raises:
-        TrainingError: the data have no such class.
+        SettingError: the data have no such class.
     """
     unknown = [name for name in settings.turn_classes if name not in class_names]
     if unknown:
-        raise TrainingError(
+        raise SettingError(
             f"--turn-classes {' '.join(unknown)}: the data have no such class; theirs are {', '.join(class_names)}."
         )
     return frozenset(map(list(class_names).index, settings.turn_classes)) or None

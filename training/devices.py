@@ -7,7 +7,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError, TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,7 +77,7 @@ def device_kind(device: str) -> str:
     if kind == "auto" and not number:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise TrainingError(f"--device {device!r}: choose auto, cpu, cuda, cuda:N or mps.")
+        raise SettingError(f"--device {device!r}: choose auto, cpu, cuda, cuda:N or mps.")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= int(number or 0):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError, TrainingError
 from agssp_zoo.models import DetectorModule, Targets
 
 from .losses import DetectionLoss, LossSums, class_balance
@@ -91,11 +91,11 @@ def _dino(module: Any, settings: TrainSettings, counts: NDArray[np.int64]) -> Lo
 
 
 def _refuse_yolo_settings(module: DetectorModule, settings: TrainSettings) -> None:
-    """Raises TrainingError for settings that the loss of another family would pass over."""
+    """Raises SettingError for settings that the loss of another family would pass over."""
     for name in ("cls_pw", "box_weight", "cls_weight", "dfl_weight"):
         if getattr(settings, name) != getattr(TrainSettings, name):
             flag = f"--{name.replace('_', '-')}"
-            raise TrainingError(f"{flag} is of the YOLOv8 detectors' loss; {module.config.architecture} has none.")
+            raise SettingError(f"{flag} is of the YOLOv8 detectors' loss; {module.config.architecture} has none.")
 
 
 DEFECTS_IOU = 0.5

@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agssp_zoo.errors import AgsspZooError, DataError, MissingDependencyError, TrainingError
+from agssp_zoo.errors import AgsspZooError, DataError, MissingDependencyError, SettingError, TrainingError
 
 from .data.problems import some
 from .devices import build_accelerator, is_main, settle_precision, settle_threads
+from .idle import TRAINING, refuse_idle
 from .position import Outcome
 from .record import RUN_FILE, command, describe, fingerprint, provenance, write_record
 from .settings import TrainSettings, add_setting_arguments, given_settings, merge_for_resume
@@ -80,7 +81,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
         How the run ended; ``outcome.folder / "best"`` is a model folder.
 
     Raises:
-        TrainingError: a setting is wrong, the run cannot start, resume or go on.
+        TrainingError: the run cannot start, resume or go on; its kind SettingError where a setting is wrong.
         DataError: the data cannot be read or hold no labels.
         ModelNotFoundError: no such model.
         MissingDependencyError: the ``train`` extra is not installed.
@@ -184,7 +185,8 @@ def _settle(values: dict[str, Any], resume: bool) -> tuple[TrainSettings, dict[s
         raise TrainingError(f"{out} holds a run already; add --resume to go on with it, or give another --out.")
     if not settings_given.data:
         what = f"{out} holds no run to resume; " if resume else ""
-        raise TrainingError(f"{what}give the folder of labelled images with --data.")
+        raise SettingError(f"{what}give the folder of labelled images with --data.")
+    refuse_idle(values, settings_given, TRAINING)
     return settings_given, None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from agssp_zoo.config import from_plain
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError, TrainingError
 from agssp_zoo.tiling import Tiling
 
 SettingsT = TypeVar("SettingsT")
@@ -26,7 +26,7 @@ class TrainSettings:
     """What a run is made of. Lengths are in pixels of the network's input, times in epochs unless said otherwise.
 
     Raises:
-        TrainingError: a value out of range.
+        SettingError: a value out of range.
     """
 
     data: str = setting("", "folder of labelled images (COCO, YOLO, Pascal VOC, labelme, masks) or of shards")
@@ -158,7 +158,7 @@ class TrainSettings:
         _check(self.lr is None or self.lr > 0, "lr", self, "it must be above 0")
         _check(self.tile == 0 or self.tile >= 32, "tile", self, "it must be 0, or at least 32 pixels")
         if self.turn_classes and not self.quarter_turn:
-            raise TrainingError("--turn-classes says what --quarter-turn turns; give --quarter-turn 0.5 with it.")
+            raise SettingError("--turn-classes says what --quarter-turn turns; give --quarter-turn 0.5 with it.")
         _check(0 <= self.overlap <= 0.9, "overlap", self, "it must lie in 0-0.9")
         _check(0 <= self.hue <= 0.5, "hue", self, "it is in turns of the colour circle and must lie in 0-0.5")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
@@ -219,7 +219,7 @@ def _names(given: Any) -> tuple[Any, ...]:
 
 def _check(good: bool, name: str, settings: TrainSettings, rule: str) -> None:
     if not good:
-        raise TrainingError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; {rule}.")
+        raise SettingError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; {rule}.")
 
 
 def add_setting_arguments(

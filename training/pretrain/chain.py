@@ -17,13 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agssp_zoo.errors import AgsspZooError, DataError, InvalidArgumentError, MissingDependencyError, TrainingError
+from agssp_zoo.errors import (
+    AgsspZooError,
+    DataError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    SettingError,
+    TrainingError,
+)
 
 from ..anomaly.boxes import BoxSettings
 from ..anomaly.layout import read_store_file, writing
+from ..anomaly.methods import refuse_unused
 from ..data.dataset import Dataset
 from ..data.unlabelled import read_images, sources
 from ..devices import device_kind
+from ..idle import PRETRAINING, TRAINING, refuse_idle
 from ..position import Outcome
 from ..record import circumstances, command_line
 from ..settings import merge_settings
@@ -77,8 +86,10 @@ def run_chain(**values: Any) -> ChainOutcome:
         How it ended.
 
     Raises:
-        TrainingError: a setting is wrong or differs from that of the run that is there, or a step cannot go on.
-        InvalidArgumentError: a setting is wrong.
+        TrainingError: a setting differs from that of the run that is there, or a step cannot go on; its kind
+            SettingError where a setting is wrong.
+        InvalidArgumentError: a setting of the maps or boxes is wrong.
+        ModelNotFoundError, ConfigError, CheckpointError, IntegrityError: ``weights`` cannot be had.
         DataError: the images cannot be read, have changed, or give no boxes.
         MissingDependencyError: the ``train`` extra is not installed.
     """
@@ -103,10 +114,13 @@ def open_chain(values: dict[str, Any]) -> Chain:
         raise MissingDependencyError(f"This needs {error.name}; run `pip install 'agssp-zoo[train]'`.") from None
     from agssp_zoo import models
 
+    from .network import check_stages
+    from .start import build_backbone
+
     settings, stored = _settle(values)
     architecture = models.get_architecture(settings.model)
     if architecture.backbone is None:
-        raise TrainingError(f"--model {settings.model} is a {architecture.task}; give a detector: yolov8_n, yolov8_s.")
+        raise SettingError(f"--model {settings.model} is a {architecture.task}; give a detector: yolov8_n, yolov8_s.")
     if not settings.recipe and stored is None:
         recipe = small_recipe(architecture.backbone, device_kind(settings.device))
         settings = replace(settings, recipe=recipe)
@@ -117,7 +131,14 @@ def open_chain(values: dict[str, Any]) -> Chain:
     images = read_images(settings.images, exclude=settings.exclude or None)
     images = images.require_clean(settings.tolerance, labels=False)
     chain = Chain(settings, architecture.backbone, images, stored)
-    chain.steps()  # a wrong setting of the last step should not wait for the others
+    steps = chain.steps()  # a wrong setting of the last step should not wait for the others
+    if stored is None:
+        refuse_unused(steps["maps"])
+        refuse_idle(steps["backbone"], PretrainSettings(**with_recipe(steps["backbone"])), PRETRAINING)
+        refuse_idle(steps["detector"], DetectorSettings(**steps["detector"]), TRAINING)
+    if "backbone" not in chain.finished:  # nor should weights that are not there, or do not fit
+        backbone = PretrainSettings(**with_recipe(steps["backbone"]))
+        check_stages(build_backbone(backbone).module, backbone)
     if stored and stored["pool"]["fingerprint"] != images.fingerprint():
         raise DataError(
             f"{images.path}: the images have changed since the run in {settings.out} began ({stored['pool']['images']} "
@@ -147,7 +168,7 @@ def _settle(values: dict[str, Any]) -> tuple[ChainSettings, dict[str, Any] | Non
             raise TrainingError(f"{file}: is not the record of a run ({error}); give another --out.") from None
     settings = ChainSettings(**values)
     if not settings.images:
-        raise TrainingError("Give the folder of images with --images.")
+        raise SettingError("Give the folder of images with --images.")
     return settings, None
 
 

@@ -98,6 +98,7 @@ class ChainSettings:
             tolerance=self.tolerance,
             device=self.device,
             threads=self.threads,
+            workers=self.workers,
             **self._seed(),
             **self.options("maps"),
         )

@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agssp_zoo.errors import AgsspZooError, MissingDependencyError, TrainingError
+from agssp_zoo.errors import AgsspZooError, MissingDependencyError, SettingError, TrainingError
 
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads
+from ..idle import PRETRAINING, refuse_idle
 from ..position import Outcome
 from ..record import RUN_FILE, write_record
 from ..settings import add_setting_arguments, given_settings, merge_settings
@@ -73,7 +74,7 @@ def pretrain_backbone(*, resume: bool = False, **values: Any) -> Outcome:
         How the run ended; ``outcome.folder / "last"`` is a model folder.
 
     Raises:
-        TrainingError: a setting is wrong, the run cannot start, resume or go on.
+        TrainingError: the run cannot start, resume or go on; its kind SettingError where a setting is wrong.
         ConfigError: a recipe with an unknown key or a wrong value.
         DataError: images or maps cannot be read, or do not belong together.
         ModelNotFoundError: no such model.
@@ -142,12 +143,13 @@ def _settle(values: dict[str, Any], resume: bool) -> tuple[PretrainSettings, dic
         raise TrainingError(f"{out} holds a run already; add --resume to go on with it, or give another --out.")
     what = f"{out} holds no run to resume; " if resume else ""
     if not given.images:
-        raise TrainingError(f"{what}give the folder of images with --images.")
+        raise SettingError(f"{what}give the folder of images with --images.")
     if not given.maps:
-        raise TrainingError(
+        raise SettingError(
             f"{what}give the images' anomaly maps with --maps; make them with: agssp-zoo anomaly-maps "
             f"{given.images[0]} --out MAPS"
         )
+    refuse_idle(values, given, PRETRAINING)
     return given, None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError
 from agssp_zoo.models import Backbone
 
 from .activation import guidance_losses
@@ -29,7 +29,7 @@ class PretrainNetwork(nn.Module):
         parts: names of the losses.
 
     Raises:
-        TrainingError: a stage that is not there, or that is frozen, is tapped or frozen.
+        SettingError: a stage that is not there, or that is frozen, is tapped or frozen.
     """
 
     def __init__(self, backbone: Backbone, settings: PretrainSettings, classes: int) -> None:
@@ -80,23 +80,23 @@ def check_stages(backbone: Backbone, settings: PretrainSettings) -> None:
     """Refuses taps and frozen stages that the backbone has not.
 
     Raises:
-        TrainingError: such numbers.
+        SettingError: such numbers.
     """
     names = [info.name for info in backbone.stage_info]
     count = len(names)
     listed = ", ".join(f"{number} {name}" for number, name in enumerate(names, 1))
     if settings.freeze >= count:
-        raise TrainingError(
+        raise SettingError(
             f"--freeze {settings.freeze}: {settings.model} has {count} stages ({listed}), and the last one at least "
             "has to learn."
         )
     if settings.taps[-1] > count:
-        raise TrainingError(f"--taps {settings.taps[-1]}: {settings.model} has {count} stages ({listed}).")
+        raise SettingError(f"--taps {settings.taps[-1]}: {settings.model} has {count} stages ({listed}).")
     if settings.taps[0] <= settings.freeze:
-        raise TrainingError(
+        raise SettingError(
             f"--taps {settings.taps[0]}: with --freeze {settings.freeze} this stage cannot learn; tap later stages, or "
             "freeze fewer."
         )
     stride = backbone.stage_info[-1].reduction
     if settings.size % stride:
-        raise TrainingError(f"--size {settings.size}: {settings.model} needs a multiple of {stride}.")
+        raise SettingError(f"--size {settings.size}: {settings.model} needs a multiple of {stride}.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agssp_zoo.config import from_plain
-from agssp_zoo.errors import ConfigError, TrainingError
+from agssp_zoo.errors import ConfigError, SettingError
 
 from .settings import PretrainSettings
 
@@ -49,7 +49,7 @@ def load_recipe(name: str) -> Recipe:
         name: one of :func:`list_recipes`, or the path of a .toml file.
 
     Raises:
-        TrainingError: there is no such recipe.
+        SettingError: there is no such recipe.
         ConfigError: it has an unknown key or a wrong value.
     """
     entry: Any = Path(name) if name.endswith(".toml") else _folder() / f"{name}.toml"
@@ -57,7 +57,7 @@ def load_recipe(name: str) -> Recipe:
         names = list_recipes()
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}; or give a .toml file."
-        raise TrainingError(f"--recipe {name}: there is no such recipe; {hint}")
+        raise SettingError(f"--recipe {name}: there is no such recipe; {hint}")
     where = f"recipe {name}"
     try:
         values = tomllib.loads(entry.read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def load_recipe(name: str) -> Recipe:
         raise ConfigError(f"{where}: settings: {place} belongs on the command line, not into a recipe.")
     try:
         checked = from_plain(PretrainSettings, recipe.settings, f"{where}: settings")
-    except TrainingError as error:
+    except SettingError as error:
         raise ConfigError(f"{where}: settings: {error}") from None
     return dataclasses.replace(recipe, settings={key: getattr(checked, key) for key in recipe.settings})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agssp_zoo.config import from_plain
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError
 
 from ..settings import setting
 
@@ -19,7 +19,7 @@ class PretrainSettings:
     """What a pretraining is made of. Lengths are in pixels of the network's input, times in epochs if nothing is said.
 
     Raises:
-        TrainingError: a value out of range.
+        SettingError: a value out of range.
     """
 
     images: tuple[str, ...] = setting((), "folders of images, labelled or not, or of shards")
@@ -229,10 +229,10 @@ def check_frozen(weights: str, freeze: int, *, model: str, recipe: str, thaw: st
         thaw: the option that freezes none.
 
     Raises:
-        TrainingError: stages are frozen, and there are no weights.
+        SettingError: stages are frozen, and there are no weights.
     """
     if weights == "none" and freeze:
-        raise TrainingError(
+        raise SettingError(
             f"{f'--recipe {recipe}' if recipe else f'--freeze {freeze}'}: {freeze} stages of {model} are frozen, so "
             "they need weights: give --weights (a model name, a model folder or a .safetensors file), or thaw all "
             f"stages: {thaw}."
@@ -250,4 +250,4 @@ def _check(good: bool, name: str, settings: PretrainSettings, rule: str) -> None
     if not good:
         value = getattr(settings, name)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise TrainingError(f"--{name.replace('_', '-')} is {shown}; {rule}.")
+        raise SettingError(f"--{name.replace('_', '-')} is {shown}; {rule}.")

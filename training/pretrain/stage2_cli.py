@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agssp_zoo.errors import AgsspZooError, MissingDependencyError, TrainingError
+from agssp_zoo.errors import AgsspZooError, MissingDependencyError, SettingError, TrainingError
 
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads
+from ..idle import TRAINING, refuse_idle
 from ..position import Outcome
 from ..record import RUN_FILE, write_record
 from ..settings import add_setting_arguments, given_settings, merge_settings
@@ -73,7 +74,7 @@ def pretrain_detector(*, resume: bool = False, **values: Any) -> Outcome:
         How the run ended; ``outcome.folder / "best"`` is a model folder. Its scores are measured on pseudo-boxes.
 
     Raises:
-        TrainingError: a setting is wrong, the run cannot start, resume or go on.
+        TrainingError: the run cannot start, resume or go on; its kind SettingError where a setting is wrong.
         DataError: images or maps cannot be read, do not belong together, or give no boxes.
         ModelNotFoundError: no such model.
         MissingDependencyError: the ``train`` extra is not installed.
@@ -150,12 +151,13 @@ def _settle(values: dict[str, Any], resume: bool) -> tuple[DetectorSettings, dic
         raise TrainingError(f"{out} holds a run already; add --resume to go on with it, or give another --out.")
     what = f"{out} holds no run to resume; " if resume else ""
     if not given.images:
-        raise TrainingError(f"{what}give the folder of images with --images.")
+        raise SettingError(f"{what}give the folder of images with --images.")
     if not given.maps:
-        raise TrainingError(
+        raise SettingError(
             f"{what}give the images' anomaly maps with --maps; make them with: agssp-zoo anomaly-maps "
             f"{given.images[0]} --out MAPS"
         )
+    refuse_idle(values, given, TRAINING)
     return given, None
 
 

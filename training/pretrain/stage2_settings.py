@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError
 
 from ..anomaly.boxes import BoxSettings
 from ..settings import TrainSettings, setting
@@ -26,7 +26,7 @@ class DetectorSettings(TrainSettings):
     """What the pretraining of a detector is made of; see :class:`TrainSettings` for units.
 
     Raises:
-        TrainingError: a value out of range.
+        SettingError: a value out of range.
         InvalidArgumentError: a value out of range in the rule for boxes.
     """
 
@@ -76,12 +76,12 @@ class DetectorSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.size:
-            raise TrainingError("--size is 0; it must be at least 32.")
+            raise SettingError("--size is 0; it must be at least 32.")
         _ = self.rule
         if not 0.0 < self.val_fraction < 1.0:
-            raise TrainingError(f"--val-fraction is {self.val_fraction}; it must lie between 0 and 1.")
+            raise SettingError(f"--val-fraction is {self.val_fraction}; it must lie between 0 and 1.")
         if self.thaw < 0:
-            raise TrainingError(f"--thaw is {self.thaw}; it must not be negative.")
+            raise SettingError(f"--thaw is {self.thaw}; it must not be negative.")
 
     @property
     def rule(self) -> BoxSettings:
@@ -104,10 +104,10 @@ class DetectorSettings(TrainSettings):
             suits: what suits the detector, by optimizer; see :meth:`TrainSettings.settled`.
 
         Raises:
-            TrainingError: more stages are to learn than there are.
+            SettingError: more stages are to learn than there are.
         """
         if self.thaw > len(stages):
-            raise TrainingError(f"--thaw {self.thaw}: {backbone} has {len(stages)} stages ({', '.join(stages)}).")
+            raise SettingError(f"--thaw {self.thaw}: {backbone} has {len(stages)} stages ({', '.join(stages)}).")
         chosen: dict[str, Any] = {name: self.chosen(name) for name in ("lr", "momentum", "weight_decay")}
         if self.lr is None and self.optimizer == "sgd":
             chosen["lr"] = next((rate for name, rate in RATES.items() if backbone.startswith(name)), 0.0025)
