@@ -77,16 +77,23 @@ def publish(
 
     Raises:
         HubError: the upload failed; the repository then is as it was before.
+        InvalidArgumentError: ``repo_id`` is no such name.
         IntegrityError: see :func:`check_folder`, as for the other errors.
     """
     from agssp_zoo.hub import huggingface_hub
     from agssp_zoo.hub_transfer import explain
 
+    hf = huggingface_hub()
+    try:
+        hf.utils.validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise InvalidArgumentError(f"{repo_id!r} is no repository name; give owner/name.")
+    except hf.errors.HFValidationError as error:
+        raise InvalidArgumentError(f"{repo_id!r} is no repository name (owner/name): {error}") from None
     config = check_folder(path)
     files = registry_files(path)
     revision = None
     if not dry_run:
-        hf = huggingface_hub()
         api = hf.HfApi(token=token, library_name=LIBRARY)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
@@ -97,8 +104,6 @@ def publish(
                 delete_patterns="*",  # what is no longer part of the model
                 commit_message=message or f"Publish {config.name}",
             )
-        except hf.errors.HFValidationError as error:
-            raise InvalidArgumentError(f"{repo_id!r} is no repository name (owner/name): {error}") from None
         except Exception as error:
             raise HubError(f"{repo_id} cannot be published: {explain(hf, error, repo_id, 'main')}") from error
         revision = commit.oid

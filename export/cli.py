@@ -9,6 +9,9 @@ from typing import Any
 from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json
 from agssp_zoo.errors import InvalidArgumentError
 
+SPLIT = "val"
+MAX_DROP = 0.5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``export``."""
@@ -34,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="labelled images to measure map50_95 on (default: the agreement with the float model's detections)",
     )
-    group.add_argument("--split", default="val", help="of the validation data (default: val)")
+    group.add_argument("--split", default=SPLIT, help="of the validation data (default: val)")
     group.add_argument(
         "--max-drop",
         type=float,
-        default=0.5,
+        default=MAX_DROP,
         metavar="POINTS",
         help="how many points of 100 it may fall by; nothing is written beyond (default: 0.5)",
     )
@@ -57,8 +60,17 @@ def run(args: argparse.Namespace) -> int:
     if args.int8 != (args.calibration is not None):
         given = "--int8 needs --calibration DIR" if args.int8 else "--calibration is for --int8"
         raise InvalidArgumentError(f"{given}: a folder with a hundred or more images from the line.")
-    if args.validation is not None and not args.int8:
-        raise InvalidArgumentError("--validation is for --int8.")
+    for option, wanted in (
+        ("--validation", args.validation is not None),
+        ("--max-drop", args.max_drop != MAX_DROP),
+        ("--full-range", args.full_range),
+    ):
+        if wanted and not args.int8:
+            raise InvalidArgumentError(f"{option} is for --int8.")
+    if args.split != SPLIT and args.validation is None:
+        raise InvalidArgumentError("--split is of the labelled images that --validation names; give that, too.")
+    if (args.int8 or args.fp16) and args.model.endswith(".onnx") and args.revision is not None:
+        raise InvalidArgumentError(f"{args.model} is a file on disk, which has no revisions; leave out --revision.")
     if (args.int8 or args.fp16) and (args.opset is not None or args.no_verify):
         raise InvalidArgumentError("--opset and --no-verify are for the float32 file, which the others are made of.")
     what, facts = _quantized(args) if args.int8 else _half(args) if args.fp16 else _float(args)

@@ -74,13 +74,20 @@ def export_onnx(
     Raises:
         MissingDependencyError: the ``export`` extra is not installed.
         InvalidArgumentError: no place for the file, or one of the model's own files lies there, or an operator set that
-            is too old.
-        ExportError: the model cannot be exported, or the file does not answer what PyTorch answers.
+            is too old or unknown.
+        ExportError: the model cannot be exported, or not with that operator set, or the file does not answer what
+            PyTorch answers.
         ModelNotFoundError, HubError, IntegrityError, CheckpointError: the model cannot be loaded.
     """
     need_packages()
     if opset < OPSET:
         raise InvalidArgumentError(f"opset={opset}: the graph needs operator set {OPSET} or newer.")
+    from onnx.defs import onnx_opset_version
+
+    if opset > onnx_opset_version():
+        raise InvalidArgumentError(
+            f"opset={opset}: the installed onnx knows operator sets up to {onnx_opset_version()}."
+        )
     module, folder = _load(model)
     target = target_file(out, folder, RAW_FILE if raw else ONNX_FILE)
     # Only now, since this imports torch and the exporter.
@@ -99,6 +106,9 @@ def export_onnx(
             # An initialiser that is also a graph input: a default that a caller may override.
             graph.graph.initializer.append(default_sizes())
         unify_opset(graph)
+        made = next(entry.version for entry in graph.opset_import if entry.domain == "")
+        if made != opset:
+            raise ExportError(f"opset={opset}: torch's exporter made operator set {made} of it; ask for another.")
         _describe(graph, module.config, raw=raw)
         import onnx
 

@@ -461,6 +461,8 @@ def test_failure_leaves_the_old_file_and_nothing_else(detector, tmp_path, monkey
 def test_wrong_requests(detector, tmp_path, monkeypatch):
     with pytest.raises(InvalidArgumentError, match="opset"):
         export_onnx(detector, tmp_path / "x.onnx", opset=11)
+    with pytest.raises(InvalidArgumentError, match="knows operator sets up to"):
+        export_onnx(detector, tmp_path / "x.onnx", opset=99)
     with pytest.raises(InvalidArgumentError, match="out"):
         export_onnx(detector)
     with pytest.raises(InvalidArgumentError, match="folder"):

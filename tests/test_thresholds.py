@@ -245,7 +245,9 @@ def test_the_suppression_changes_in_config_and_graph(folder: Path, capsys: pytes
     assert main(["thresholds", str(folder), "--iou", "1.5", "--remove"]) == 2
     assert ModelFolder.open(folder).config.postprocess.class_conf == {"red": 0.5}, "nothing was lost"
     assert main(["thresholds", str(folder), "--iou", "0.7", "--remove", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["iou"] == 0.7 and ModelFolder.open(folder).config == CONFIG
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["iou"] == 0.7 and answer["class_names"] == list(CONFIG.class_names)
+    assert ModelFolder.open(folder).config == CONFIG
 
 
 def _same_but_the_tensor(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:

@@ -135,7 +135,8 @@ def _open(model: str, args: argparse.Namespace) -> tuple[str, str, ModelConfig]:
     if model.endswith(".onnx"):
         from agssp_zoo.detector import load_detector
 
-        return Path(model).name, str(user_path(model).absolute()), load_detector(model).config
+        config = load_detector(model, **hub_options(args)).config
+        return Path(model).name, str(user_path(model).absolute()), config
     from agssp_zoo import hub
 
     folder = hub.resolve(model, **hub_options(args))

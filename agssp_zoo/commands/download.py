@@ -7,6 +7,7 @@ import sys
 
 from agssp_zoo import hub
 from agssp_zoo.commands.options import add_hub_arguments, hub_options, print_json
+from agssp_zoo.errors import InvalidArgumentError
 from agssp_zoo.folder import copy_folder
 
 
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Downloads, checks, and prints the folder."""
+    if args.overwrite and not args.to:
+        raise InvalidArgumentError("--overwrite replaces the folder that --to names; give --to DIR, too.")
     folder = hub.resolve(args.model, **hub_options(args))
     for name in folder.names:
         folder.file(name)

@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     changed: list[Path] = []
     if args.file is not None and args.remove:
         raise InvalidArgumentError("give a file or --remove, not both.")
+    if args.unreached != "refuse" and args.file is None:
+        raise InvalidArgumentError("--unreached is about the classes of a FILE of `agssp-zoo val`; give that, too.")
     if args.iou is not None and not 0.0 <= args.iou <= 1.0:
         raise InvalidArgumentError(f"--iou is {args.iou:g}; it must lie in 0-1.")
     if args.iou is not None and args.file is not None:
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "changed": list(map(str, changed)),
                 "conf": post.conf if post else None,
+                "class_names": list(config.class_names),
                 "class_conf": own,
                 "iou": post.iou if post else None,
             }

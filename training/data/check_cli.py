@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _BAR = 40
 _PAIRS = 12
+SAMPLES = 24
+"""Images on the sheet."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder for report.json, samples.png and duplicates.png")
     parser.add_argument("--tolerance", type=float, default=0.0, help="share of errors that is accepted (default: 0)")
     parser.add_argument("--limit", type=int, default=20, help="problems of a kind to print, 0 for all (default: 20)")
-    parser.add_argument("--samples", type=int, default=24, help="images on the sheet (default: 24)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"images on the sheet (default: {SAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples (default: 0)")
     parser.add_argument("--labels-only", action="store_true", help="do not decode the images")
 
@@ -44,8 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0.0 <= args.tolerance <= 1.0:
         raise InvalidArgumentError(f"--tolerance is {args.tolerance}; it must lie in 0-1.")
-    if args.samples < 1 or args.limit < 0:
-        raise InvalidArgumentError("--samples must be at least 1, and --limit at least 0.")
+    for name, least in (("samples", 1), ("limit", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise InvalidArgumentError(f"--{name} is {getattr(args, name)}; it must be at least {least}.")
+    if args.out is None and (args.samples, args.seed) != (SAMPLES, 0):
+        raise InvalidArgumentError("--samples and --seed are of the sheet that --out DIR holds; give that, too.")
     out = Path(args.out) if args.out else None
     if out is not None:
         check_out(out)

@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs ``pack``."""
+    if not 0.0 <= args.tolerance <= 1.0:
+        raise InvalidArgumentError(f"--tolerance is {args.tolerance}; it must lie in 0-1.")
+    if args.val_fraction is None and args.seed:
+        raise InvalidArgumentError("--seed is of the split that --val-fraction makes; give that, too.")
     settings = PackSettings(
         size=args.size, format=args.format, quality=args.quality, shard_size=parse_size(args.shard_size)
     )

@@ -60,8 +60,11 @@ def run(args: argparse.Namespace) -> int:
         _tell_about(known_set(args.about), args.json)
         return 0
     if args.root is None:
-        if args.out is not None:
-            raise InvalidArgumentError("--out needs --root: the folder that holds the data sets.")
+        given = [
+            f"--{name}" for name in ("out", "only", "without", "exclude", "similar", "parts") if getattr(args, name)
+        ]
+        if given := [*given, *(["--with"] if args.also else [])]:
+            raise InvalidArgumentError(f"{given[0]} needs --root: the folder that holds the data sets.")
         _tell_known(args.json)
         return 0
     packing = PackSettings(
