@@ -173,7 +173,7 @@ def test_a_name_that_only_begins_like_a_home_folder_is_a_name(
     run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = run("download", str(tiny_folder), "--to", "~nobody_of_that_name/model")
+    code, _, err = run("download", str(tiny_folder), "--to", "~nobody_of_that_name/model")
     assert code == 0, err
     folder = tmp_path / "~nobody_of_that_name" / "model"
     assert (folder / "config.json").is_file()
