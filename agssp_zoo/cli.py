@@ -5,13 +5,15 @@ Only the sub-command that was asked for is imported, and none for the top-level 
     def add_arguments(parser: argparse.ArgumentParser) -> None
     def run(args: argparse.Namespace) -> int
 
-that imports nothing heavy itself. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
+that imports nothing heavy itself. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted, 129 and 143
+ended by SIGHUP and SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import io
 import os
 import sys
@@ -20,6 +22,7 @@ from functools import partial
 
 from agssp_zoo import __version__
 from agssp_zoo.errors import AgsspZooError, InvalidArgumentError, MissingDependencyError
+from agssp_zoo.surroundings import Terminated, ended_by_signals, in_words, open_missing_streams
 
 COMMANDS = {
     "list": ("agssp_zoo.commands.list", "show which models there are"),
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         # A name that a pipe or a console cannot hold is no failure.
         codecs.register_error("agssp_zoo.escape", partial(_escape, keep_bytes=sys.stdout.errors != "strict"))
@@ -73,16 +77,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with ended_by_signals():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
+    """Parses and runs; errors become a line and an exit code."""
+    args = None
     try:
         args = _parse(argv)
+        if not args.debug:
+            return _run(args)
     except SystemExit as stop:  # argparse has said what there was to say
+        if args is not None:
+            raise
         return stop.code if isinstance(stop.code, int) else 2
-    except AgsspZooError as error:  # the sub-command's module cannot be imported
-        return _fail(str(error))
-    if args.debug:
-        return _run(args)
-    try:
-        return _run(args)
+    except Terminated as ended:
+        return _fail(f"ended by {ended.number.name}.", 128 + ended.number)
     except KeyboardInterrupt:
         return _fail("interrupted.", 130)
     except BrokenPipeError:  # whoever read the output has stopped, e.g. `agssp-zoo list | head -1`
@@ -90,12 +101,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except InvalidArgumentError as error:
         return _fail(str(error), 2)
-    except AgsspZooError as error:
+    except AgsspZooError as error:  # or the sub-command's module cannot be imported
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(_missing(error, COMMANDS[args.command][0]))
+        return _fail(_missing(error, COMMANDS[args.command][0] if args else ""))
     except Exception as error:
-        return _fail(f"{type(error).__name__}: {error} (run again with --debug to see where)")
+        if args is None and "--debug" in argv:
+            raise
+        words = in_words(error) if isinstance(error, (OSError, MemoryError)) else ""
+        return _fail(words or f"{type(error).__name__}: {error} (run again with --debug to see where)")
+    return _run(args)
 
 
 def _escape(error: UnicodeError, *, keep_bytes: bool) -> tuple[str | bytes, int]:
@@ -124,7 +139,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fail(message: str, code: int = 1) -> int:
     """Prints a message as one line on stderr; returns the exit code."""
-    print("agssp-zoo:", " ".join(message.split("\n")), file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):  # the terminal is gone, or its reader
+        print("agssp-zoo:", " ".join(message.split("\n")), file=sys.stderr, flush=True)  # noqa: T201
     return code
 
 

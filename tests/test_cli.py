@@ -79,7 +79,11 @@ def test_help_names_every_command_and_usage_errors_are_2(run: Run) -> None:
         (ModuleNotFoundError("No module", name="torch"), 1, "pip install 'agssp-zoo[torch]'"),
         (ModuleNotFoundError("No module", name="onnx.helper"), 1, "pip install 'agssp-zoo[export]'"),
         (KeyError("boxes"), 1, "KeyError: 'boxes' (run again with --debug to see where)"),
-        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (OSError(28, "No space left on device"), 1, "cannot be written (No space left on device); make room"),
+        (OSError(13, "Permission denied", "a/b.json"), 1, "a/b.json cannot be used (Permission denied); give another"),
+        (OSError(24, "Too many open files", "a.jpg"), 1, "ulimit -n"),
+        (OSError(5, "Input/output error"), 1, "run again with --debug"),
+        (MemoryError(), 1, "take a smaller size or batch"),
         (KeyboardInterrupt(), 130, "agssp-zoo: interrupted."),
     ],
 )
@@ -223,6 +227,53 @@ def test_ctrl_c_ends_with_one_line(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and err == "agssp-zoo: interrupted.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_ends_a_process_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    script = (
+        "import signal, sys, tempfile, time, agssp_zoo.cli as c, agssp_zoo.commands.list as l\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "def run(args):\n"
+        "    with tempfile.TemporaryDirectory(dir='.'):\n"
+        "        print('ready', flush=True); time.sleep(30)\n"
+        "l.run = run\nsys.exit(c.main(['list']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n" and any(tmp_path.iterdir())
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == code and err == f"agssp-zoo: ended by {number.name}.\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_handlers_of_others_stay(run: Run) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None):
+            signal.signal(signal.SIGTERM, handler)
+            assert run("list")[0] == 0 and signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(tmp_path: Path, closed: str) -> None:
+    command = f"exec {sys.executable} -m agssp_zoo"
+    assert subprocess.run(f"{command} list {closed}", shell=True, cwd=tmp_path, check=False).returncode == 0
+    assert subprocess.run(f"{command} info none {closed}", shell=True, cwd=tmp_path, check=False).returncode == 1
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_add_command", interrupted)
+    assert run("list") == (130, "", "agssp-zoo: interrupted.\n")
 
 
 def test_registered_names_complete_the_convert_help(run: Run) -> None:

@@ -295,3 +295,5 @@ def _leave_signals_to_the_trainer(ending: Any, _: int) -> None:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # a terminal that is closed tells everybody
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from agssp_zoo.surroundings import endings
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -41,9 +43,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask the run to stop at the next step; a second SIGINT ends it at once.
+        """SIGTERM, SIGHUP and SIGINT ask the run to stop at the next step; a second SIGINT ends it at once.
 
-        Outside the main thread, where Python allows no handlers, signals keep their meaning.
+        Below ``nohup`` SIGHUP stays ignored. Outside the main thread, where Python allows no handlers, signals keep
+        their meaning.
         """
 
         def ask(number: int, _: FrameType | None) -> None:
@@ -54,7 +57,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, ask) for number in endings()}
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from agssp_zoo.commands.options import (
     print_json,
 )
 from agssp_zoo.file_names import user_path
+from agssp_zoo.surroundings import endings
 
 if TYPE_CHECKING:
     from agssp_zoo.watching import Watch
@@ -80,13 +81,17 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _stopped_by_signals(watch: Watch) -> Iterator[None]:
-    """SIGINT (Ctrl-C) and SIGTERM end the watch when the image at hand is done; a second one ends it at once."""
+    """SIGINT (Ctrl-C), SIGTERM and SIGHUP end the watch when the image at hand is done.
+
+    A second SIGINT or SIGTERM ends it at once; a terminal that is closed sends two SIGHUP, below ``nohup`` none counts.
+    """
 
     def ask(number: int, _: FrameType | None) -> None:
-        signal.signal(number, before[signal.Signals(number)])
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, before[signal.Signals(number)])
         watch.stop()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in endings()}
     for number in before:
         signal.signal(number, ask)
     try:
