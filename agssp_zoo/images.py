@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
@@ -233,10 +234,15 @@ def _open_file(path: Path) -> io.BufferedReader:
     """Opens an image file.
 
     Raises:
-        ImageError: it is missing, is a folder, or may not be read.
+        ImageError: it is missing, is a folder, a pipe, a socket or a device, or may not be read.
     """
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for somebody to write to it
+            raise ImageError(f"{path} is a pipe, a socket or a device; give an image file, or its bytes.")
         return path.open("rb")
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"There is no file {path}; check the path.") from None
     except IsADirectoryError:

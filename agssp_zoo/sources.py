@@ -162,7 +162,7 @@ def _flatten(source: Any) -> Iterator[tuple[Any, bool]]:
 def _list_folder(folder: Path) -> Iterator[tuple[Any, bool]]:
     """The image files directly in a folder; names only are held, so that a folder of any size fits."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if is_image_name(e.name) and e.is_file()]
+        names = [e.name for e in entries if is_image_name(e.name) and _is_file(e)]
     if not names:
         inside = folder / "**" / "*"
         message = f"{folder} holds no image files; for those in its sub-folders give {str(inside)!r}."
@@ -174,16 +174,77 @@ def _list_folder(folder: Path) -> Iterator[tuple[Any, bool]]:
 
 def _list_pattern(pattern: str) -> Iterator[tuple[Any, bool]]:
     """The image files that match a pattern."""
-    import glob
-
-    found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    paths = [path for path in found if is_image_name(Path(path).name) and Path(path).is_file()]
-    if not paths:
+    closed: list[tuple[str, OSError]] = []
+    found = dict.fromkeys(_glob(pattern, closed))  # with two ** a file may match in two ways
+    paths = [path for path in found if is_image_name(Path(path).name) and _is_file(Path(path))]
+    for folder, error in closed:
+        yield _Missing(SourceError(f"{folder} cannot be listed ({error.strerror or error})."), folder), True
+    if not paths and not closed:
         message = f"No image file matches {pattern!r}; check the path and the pattern."
         yield _Missing(SourceError(message), pattern), False
     paths.sort(key=natural_key)
     for path in paths:
         yield path, True
+
+
+def _glob(pattern: str, closed: list[tuple[str, OSError]]) -> Iterator[str]:
+    """As ``glob.iglob``, whose ``**`` would go round forty times where a link leads to a folder above itself.
+
+    Args:
+        pattern: the pattern.
+        closed: is told the folders that cannot be listed.
+    """
+    import glob
+
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - Path.glob takes no absolute patterns
+        return
+    at = parts.index("**")
+    rest = Path(*parts[at + 1 :]) if parts[at + 1 :] else Path("*")
+    for top in glob.iglob(str(Path(*parts[:at]))) if at else [""]:  # noqa: PTH207
+        for folder in _folders(top, closed):
+            yield from _glob(str(Path(glob.escape(folder)) / rest), closed)
+
+
+def _folders(top: str, closed: list[tuple[str, OSError]]) -> Iterator[str]:
+    """A folder and all below it but hidden ones; links are followed where they do not lead to a folder above."""
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
+    while waiting:
+        folder, above = waiting.pop()
+        below = []
+        try:
+            status = Path(folder).stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                continue
+            with os.scandir(folder or ".") as entries:
+                for entry in entries:
+                    if not entry.name.startswith(".") and _is_folder(entry):
+                        below.append(str(Path(folder) / entry.name))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            closed.append((folder, error))
+            continue
+        yield folder
+        waiting += [(one, above | {identity}) for one in below]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry, or what a link leads to, is a folder."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str] | Path) -> bool:
+    """Whether an entry is a file; a link that leads in a circle, or where nobody may look, is told when it is read."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return True
 
 
 def is_image_name(name: str) -> bool:

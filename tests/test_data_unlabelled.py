@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from data_folders import EXAMPLES, WRITERS, write_image, yolo
 from agssp_zoo.cli import main
 from agssp_zoo.errors import DataError, InvalidArgumentError
 from agssp_zoo.training.data import pack, read_dataset, read_images, source_of, sources
+from agssp_zoo.training.data.listing import walk
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -25,6 +28,33 @@ def write_pool(root: Path) -> Path:
         write_image(root / "strip" / "images" / f"{name}.png", name)
     (root / "strip" / "val.txt").write_text("s2\n")
     return root
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+def test_pipes_and_links_in_a_circle_are_no_images_to_wait_for(tmp_path: Path) -> None:
+    root = write_pool(tmp_path / "pool") / "strip"
+    os.mkfifo(root / "images" / "s4.png")
+    (root / "images" / "s5.png").symlink_to(root / "images" / "s4.png")
+    (root / "images" / "s6.png").symlink_to("s6.png")
+    (root / "images" / "up").symlink_to("..")
+    data = read_images(root)
+    assert sorted(record.key for record in data) == ["s1", "s2", "s3"] and [e.key for e in data.errors] == ["s6"]
+    assert walk(root) == ["images/s1.png", "images/s2.png", "images/s3.png", "images/s6.png", "val.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_pool(tmp_path / "pool") / "tiles"
+    (root / "lost+found").mkdir()
+    usual = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name in ("crack", "lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"crack: the folder cannot be listed \(Permission denied\)"):
+        read_images(root)
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import threading
 import zlib
@@ -322,6 +323,36 @@ def test_folders_patterns_and_lists(folder):
     assert [item.listed for item in items] == [True, True, True, False, False]
     assert [item.path and Path(item.path).name for item in items] == ["s1.png", "S2.PNG", "s10.bmp", "s1.png", None]
     assert all(np.array_equal(item.reload(), item.image) for item in items)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+def test_links_in_a_circle_and_pipes_stop_nothing(folder, monkeypatch):
+    (folder / "s20.png").symlink_to("s20.png")  # the folder could not be listed for it
+    (folder / "sub" / "up").symlink_to("..")  # every image came forty times
+    os.mkfifo(folder / "s30.png")
+    assert widths(folder) == [11, 12, 20, -1]
+    assert widths(folder / "**" / "*.png") == [11, 13, 14]
+    monkeypatch.chdir(folder)
+    assert widths("**/s*") == [11, 20, 13, 14] and widths("sub/**/s[34].png") == [13]
+    assert widths("**/sub/**/*3.png") == [13] and widths("sub/up/*1.png") == [11], "links are followed"
+    with pytest.raises(ImageError, match=r"s30.png is a pipe"):  # and is not waited for
+        read_image(folder / "s30.png")
+    with pytest.raises(ImageError, match=r"null is a pipe, a socket or a device"):
+        read_image("/dev/null")
+
+
+def test_closed_folders_below_a_pattern_are_told(folder, monkeypatch):
+    usual = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied")
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    items = list(iter_sources(folder / "**" / "*"))
+    errors = [str(item.image) for item in items if isinstance(item.image, SourceError)]
+    assert errors == [f"{folder / 'sub'} cannot be listed (Permission denied)."] and len(items) == 4
 
 
 def test_what_is_not_found_is_an_item_with_an_error(folder):

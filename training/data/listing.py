@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ _SPLITS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+_OF_THE_SYSTEM = "lost+found"
+"""At the top of a disk; only root may look into it."""
 _YEAR = re.compile(r"(19|20)\d\d$")
 _KEPT_FROM = 8
 """Of as many images of one stem or fewer no index is kept: making it anew takes less than the memory is worth."""
@@ -71,21 +74,50 @@ def folder_split(rel: str) -> str:
 def walk(root: Path) -> list[str]:
     """All files below a folder as relative paths with forward slashes, sorted; hidden ones left out.
 
-    Symbolic links are followed, each folder once.
+    Symbolic links are followed, each folder once; one to nothing counts as a file, which cannot be read. Pipes, sockets
+    and devices are no files: opening a pipe would wait for ever.
+
+    Raises:
+        DataError: a folder cannot be listed, so that its images would be missing without a word.
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        folder = root / prefix
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                there = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        except (FileNotFoundError, NotADirectoryError):  # gone meanwhile
             continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if relative == "." else relative + "/"
-        found.extend(prefix + name for name in files if not name.startswith("."))
+        except OSError as error:
+            if folder.name == _OF_THE_SYSTEM:
+                continue
+            raise DataError(
+                f"{folder}: the folder cannot be listed ({error.strerror or error}); make it readable for this user, "
+                "or move it away."
+            ) from None
+        kinds = [(entry.name, _mode(entry)) for entry in there]
+        found.extend(prefix + name for name, mode in kinds if stat.S_ISREG(mode))
+        waiting.extend(f"{prefix}{name}/" for name, mode in reversed(kinds) if stat.S_ISDIR(mode))
     return sorted(found)
+
+
+def _mode(entry: os.DirEntry[str]) -> int:
+    """The kind of a folder's entry as of ``st_mode``; asks the system about links only. A broken one is a file."""
+    if entry.is_symlink():
+        try:
+            return entry.stat().st_mode
+        except OSError:
+            return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
 
 
 def make_files(root: Path, rels: Iterable[str], drop: frozenset[str]) -> list[File]:
