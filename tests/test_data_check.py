@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -317,6 +318,15 @@ def test_the_sheet_shows_every_class_and_background(tmp_path: Path) -> None:
     assert (np.ptp(colours, axis=1) > 100).any(), "boxes are in colour"
     (tmp_path / "images/a.png").write_bytes(b"gone")
     assert draw_samples(dataset, 6).size == (sheet.shape[1], sheet.shape[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_a_name_with_a_line_end_is_one_caption(tmp_path: Path) -> None:
+    root = folders.voc(tmp_path)
+    for listing in root.glob("*.txt"):
+        listing.unlink()
+    (root / "images/a.png").rename(root / "images" / "a\nb.png")
+    assert draw_samples(read_dataset(root, format="images"), 6).size[0] > 0
 
 
 def test_captions_are_written_in_a_font_that_has_their_letters(tmp_path: Path) -> None:

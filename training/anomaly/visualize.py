@@ -227,7 +227,7 @@ def _write_caption(
 ) -> None:
     """One line of text; its beginning is left out where it is too long."""
     pen = ImageDraw.Draw(picture)
-    text = text.encode("ascii", "replace").decode() if not text.isascii() else text
+    text = " ".join(text.encode("ascii", "replace").decode().splitlines())  # a file's name may hold a line's end
     while len(text) > 8 and pen.textlength(text) > width - place[0]:
         text = "..." + text[8:]
     pen.text(place, text, fill=fill)

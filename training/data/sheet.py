@@ -114,7 +114,7 @@ def _tile(record: Record, names: tuple[str, ...], size: tuple[int, int]) -> Pill
         texts = [names[label] for label in record.labels.tolist()] if len(names) > 1 else None
         picture = draw(small, boxes, record.labels, texts)
         tile.paste(picture, ((width - shape[0]) // 2, (height - shape[1]) // 2))
-    font, caption = font_for(f"{record.split}: {record.key}", LETTER)
+    font, caption = font_for(" ".join(f"{record.split}: {record.key}".splitlines()), LETTER)
     if pen.textlength(caption, font) > width - 8:
         while caption and pen.textlength("..." + caption, font) > width - 8:
             caption = caption[1:]
