@@ -184,7 +184,9 @@ def building(target: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is None:  # not about a file
             raise
-        raise ExportError(f"{target} cannot be written ({error.strerror}).") from error
+        raise ExportError(
+            f"{target} cannot be written ({error.strerror}); give another --out, or make room."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

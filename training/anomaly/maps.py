@@ -22,6 +22,7 @@ import numpy as np
 from agssp_zoo.errors import InvalidArgumentError, MissingDependencyError, TrainingError
 
 from ..data.dataset import Dataset
+from ..data.places import check_out
 from ..data.progress import progress
 from ..data.unlabelled import read_images, sources
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads, settle_workers
@@ -96,6 +97,8 @@ def make_maps(settings: MapSettings, images: Dataset | None = None) -> Outcome:
     images = read_pool(settings) if images is None else images
     out = Path(settings.out)
     _refuse_place(out, settings)
+    if not out.exists():
+        check_out(out)  # before an encoder is asked for, which may have to come from far away
     if len(names) > 1:
         _refuse_other_store(out, "+".join(names))
     accelerator = build_accelerator(settings)

@@ -98,7 +98,7 @@ def _write(report: CheckReport, out: Path, samples: int, seed: int) -> None:
             pairs = [(pair.first, pair.second) for pair in report.duplicates[:_PAIRS]]
             save_png(draw_pairs(report.dataset, pairs), out / "duplicates.png")
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}).") from None
+        raise DataError(f"{out}: cannot be written ({error.strerror}); give another folder, or make room.") from None
 
 
 def to_text(report: CheckReport, limit: int = 20) -> str:

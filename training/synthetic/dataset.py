@@ -68,7 +68,7 @@ def write_dataset(
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
-        raise DataError(f"cannot write beside {out}: {error}.") from error
+        raise DataError(f"{out} cannot be made ({error.strerror or error}); give another folder.") from error
     try:
         building.chmod(0o777 & ~_umask())
         (building / "images").mkdir()
@@ -88,7 +88,9 @@ def write_dataset(
             out.rmdir()
         building.replace(out)
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error}.") from error
+        raise DataError(
+            f"{out} cannot be written ({error.strerror or error}); make room, or give another folder."
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return out
