@@ -268,6 +268,25 @@ class TestInterrupted:
         fresh = pack(read_dataset(root), tmp_path / "fresh", PackSettings(320, "png", shard_size=100_000))
         assert {f.name: f.read_bytes() for f in out.iterdir()} == {f.name: f.read_bytes() for f in fresh.iterdir()}
 
+    def test_another_packing_into_the_same_folder_mixes_nothing(
+        self, source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, out, seen = sys.modules[pack.__module__], tmp_path / "out", set[str]()
+        usual = module.encode
+
+        def encode(record: Record, settings: PackSettings) -> Any:
+            for file in out.glob(".*.tmp"):  # another process begins meanwhile, and clears up
+                seen.add(file.name)
+                file.unlink(missing_ok=True)
+            return usual(record, settings)
+
+        monkeypatch.setattr(module, "encode", encode)
+        with pytest.raises(DataError, match="another process seems to pack into this folder"):
+            pack(source, out)
+        assert not list(out.glob("*.tar")) and seen and all(f".{os.getpid()}." in name for name in seen)
+        monkeypatch.undo()
+        assert len(read_dataset(pack(source, out))) == len(source)
+
     def test_a_full_disk(self, source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         written = 0
 

@@ -408,6 +408,7 @@ def test_a_full_disk_leaves_the_model_folder_before_whole(tmp_path: Path) -> Non
     ("error", "several", "message"),
     [
         (OSError(28, "No space left on device"), False, "No space left on device.*Make room"),
+        (BrokenPipeError(32, "Broken pipe"), False, "Nobody reads .* --resume"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), False, "--cache-mb, or --workers 0"),
         (torch.OutOfMemoryError("CUDA out of memory"), False, "smaller --batch or --size"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True, "Another process"),

@@ -15,6 +15,8 @@ def explain(error: Exception, *, out: str, kept: str, several: bool) -> Exceptio
         several: whether the run has several processes.
     """
     kind, text = type(error).__name__, str(error)
+    if isinstance(error, BrokenPipeError):
+        return TrainingError(f"Nobody reads what the run says any more (`| head`?); {kept}. Go on with --resume.")
     if isinstance(error, OSError) or kind == "SafetensorError":
         return TrainingError(f"{out}: a file cannot be written ({text}); {kept}. Make room, then go on with --resume.")
     if not isinstance(error, RuntimeError):

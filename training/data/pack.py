@@ -187,7 +187,7 @@ def _write_shard(
     skip: bool,
 ) -> dict[str, Any]:
     """Writes one shard, from a record on until it is full: what its note in ``.parts/`` says."""
-    temporary = folder / f".{name}.tmp"
+    temporary = folder / f".{name}.{os.getpid()}.tmp"  # of this process: two that pack the same would mix their bytes
     samples: list[dict[str, Any]] = []
     ahead: list[Future[tuple[bytes, str, Record]]] = []
     try:
@@ -216,7 +216,7 @@ def _write_shard(
     except AgsspZooError:
         raise  # an image that cannot be read is an OSError, too, but says so itself
     except OSError as error:
-        raise DataError(f"{folder / name}: cannot be written ({error.strerror}); pack again to go on.") from None
+        raise _not_written(folder / name, error) from None
     finally:
         for future in ahead:
             future.cancel()
@@ -286,9 +286,20 @@ def _index_text(index: dict[str, Any]) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> DataError:
+    """What is missing is what another packing has cleared up, which takes all temporary files for those of a kill."""
+    busy = isinstance(error, FileNotFoundError)
+    why = "another process seems to pack into this folder" if busy else error.strerror
+    return DataError(f"{file}: cannot be written ({why}); pack again to go on.")
 
 
 def _sha256(file: Path) -> str:
