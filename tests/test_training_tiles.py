@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -154,8 +155,12 @@ def test_tolerance_is_of_images_not_of_tiles(tmp_path: Path) -> None:
         finetune(data=str(data), out=str(tmp_path / "run"), **settings)
 
 
-def test_the_score_in_training_is_that_of_the_detector_on_tiles(tmp_path: Path) -> None:
-    """With a network that finds something: random weights, those of the classes shaken."""
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_the_score_in_training_is_that_of_the_detector_on_tiles(multi_label: bool, tmp_path: Path) -> None:
+    """With a network that finds something: random weights, those of the classes shaken.
+
+    A box answers with as many classes as in the finished model.
+    """
     from agssp_zoo import models
     from agssp_zoo.config import Preprocess
     from agssp_zoo.detector import Detector
@@ -167,6 +172,8 @@ def test_the_score_in_training_is_that_of_the_detector_on_tiles(tmp_path: Path) 
     torch.manual_seed(0)
     preprocess = Preprocess(size=192)  # boxes of untrained networks are 120 pixels at least
     config = models.default_config("yolov8_n", class_names=("dark", "bright")).replace(preprocess=preprocess)
+    assert config.postprocess is not None
+    config = config.replace(postprocess=dataclasses.replace(config.postprocess, multi_label=multi_label))
     module = models.build(config)
     for name, parameter in module.named_parameters():
         if name.startswith(module.class_layers):  # scores that differ from place to place

@@ -100,6 +100,7 @@ class Validator:
         """Detections of this process's images by index, in pixels of the original images."""
         settings = module.config.postprocess
         iou, max_det = (settings.iou, settings.max_det) if settings else (0.7, 300)
+        multi_label = settings.multi_label if settings else True
         found_in: dict[int, list[Found]] = {}
         unreadable: set[int] = set()
         for units in self.batches:
@@ -126,7 +127,7 @@ class Validator:
                 iou=iou,
                 max_det=max_det,
                 max_candidates=MAX_CANDIDATES,
-                multi_label=True,
+                multi_label=multi_label,
             )
             kept_boxes, kept_scores, kept_labels, counts = (t.cpu().numpy() for t in found)
             for row, (index, item) in enumerate(there):
