@@ -20,7 +20,7 @@ from agssp_zoo.training.data.records import Record  # noqa: E402
 from agssp_zoo.training.families import family_of  # noqa: E402
 from agssp_zoo.training.renormalize import renormalize  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings  # noqa: E402
-from agssp_zoo.training.transfer import build_start, settle_nms, settle_size  # noqa: E402
+from agssp_zoo.training.transfer import build_start, kept_origin, settle_nms, settle_size  # noqa: E402
 
 UNIT = Preprocess()
 
@@ -138,3 +138,58 @@ def test_suppression_of_defects_is_stricter_than_the_authors(architecture: str, 
     assert settle_nms(given, start, family.nms_iou).nms_iou == 0.65 == start.module.config.postprocess.iou
     with pytest.raises(TrainingError, match=r"--nms-iou is 1\.2"):
         dataclasses.replace(settings, nms_iou=1.2)
+
+
+@pytest.mark.parametrize(
+    ("names", "own", "kept"),
+    [
+        (("anomaly",), False, True),  # where there is one class the setting says nothing
+        (("pit", "scratch"), False, False),
+        (("pit", "scratch"), True, True),
+    ],
+)
+def test_several_classes_answer_as_a_new_detector_s(
+    names: tuple[str, ...], own: bool, kept: bool, tmp_path: Path
+) -> None:
+    """What a one-class model says of boxes with several classes is not what several classes inherit."""
+    config = models.default_config("yolov8_n", class_names=names)
+    assert config.postprocess is not None
+    post = dataclasses.replace(config.postprocess, multi_label=own, class_conf={names[0]: 0.4}, conf=0.3)
+    config = config.replace(postprocess=post)
+    module = models.build(config)
+    folder = write_folder(
+        tmp_path / "start", config, {"model.safetensors": lambda path: models.save_weights(module, path, config)}
+    )
+    settings = TrainSettings(data="x", model=str(folder))
+    for given, expected in ((("a", "b", "c"), kept), (("a",), False)):
+        found = build_start(settings, given).module.config.postprocess
+        assert found == dataclasses.replace(post, multi_label=expected, class_conf={})
+    drawn = build_start(TrainSettings(data="x", weights="none"), ("a", "b", "c")).module.config.postprocess
+    assert drawn is not None and drawn.multi_label
+
+
+def test_the_models_before_the_start_stay_known(tmp_path: Path) -> None:
+    """A third training still says which data and licence the first one had."""
+    first = {
+        "license": "cc-by-nc-sa-4.0",
+        "datasets": ["first"],
+        "start": {"source": "random weights", "provenance": {}},
+    }
+    second = {
+        "license": "mit",
+        "datasets": ["second"],
+        "seed": 1,
+        "start": {"source": "yolov8_n.agssp", "provenance": {"yolov8_n.agssp": first}, "tensors_loaded": 9},
+    }
+    config = models.default_config("yolov8_n", class_names=("a",)).replace(name="yolov8_n.finetuned", provenance=second)
+    module = models.build(config)
+    folder = write_folder(
+        tmp_path / "start", config, {"model.safetensors": lambda path: models.save_weights(module, path, config)}
+    )
+    start = build_start(TrainSettings(data="x", model=str(folder)), ("a",))
+    assert start.provenance["yolov8_n.finetuned"] == {
+        "license": "mit",
+        "datasets": ["second"],
+        "start": {"source": "yolov8_n.agssp", "provenance": {"yolov8_n.agssp": first}},
+    }
+    assert kept_origin(first) == {"license": "cc-by-nc-sa-4.0", "datasets": ["first"]}

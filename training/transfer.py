@@ -78,9 +78,12 @@ def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str
         config = _with_options(config, backbone.config, drawn=folder is None or settings.weights == "none")
     weights = config if backbone is None or (folder is not None and settings.weights == "auto") else backbone.config
     old_names = config.class_names
-    if config.postprocess is not None and config.postprocess.class_conf:
-        # They were measured with the weights that training is about to change.
-        config = config.replace(postprocess=dataclasses.replace(config.postprocess, class_conf={}))
+    if config.postprocess is not None:
+        # Thresholds of classes were measured with the weights that training is about to change, and what one class does
+        # says nothing about several.
+        alone = len(old_names) == 1 or len(names) == 1
+        several = len(names) > 1 if alone else config.postprocess.multi_label
+        config = config.replace(postprocess=dataclasses.replace(config.postprocess, class_conf={}, multi_label=several))
     config = config.replace(
         name=f"{config.architecture}.{tag}",
         class_names=names,
@@ -113,8 +116,20 @@ def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str
         " and ".join(sources) or "random weights",
         len(set(loaded)),
         tuple(name for name in left if not name.endswith("num_batches_tracked")),
-        {name: {k: v for k, v in origin.items() if k in ORIGIN} for name, origin in sources.items()},
+        {name: kept_origin(origin) for name, origin in sources.items()},
     )
+
+
+def kept_origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What those that start from a model keep of its provenance: :data:`ORIGIN`, and what it started from itself.
+
+    So data sets and licences of all models before it stay known, however often it is trained further.
+    """
+    kept = {key: value for key, value in provenance.items() if key in ORIGIN}
+    start = provenance.get("start")
+    if isinstance(start, Mapping) and start.get("provenance"):
+        kept["start"] = {key: start[key] for key in ("source", "provenance") if key in start}
+    return kept
 
 
 def settle_size(settings: TrainSettings, start: Start, records: Sequence[Record]) -> TrainSettings:

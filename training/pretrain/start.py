@@ -18,7 +18,7 @@ from agssp_zoo.folder import sha256_file
 from agssp_zoo.models import Backbone
 
 from ..renormalize import renormalize
-from ..transfer import ORIGIN
+from ..transfer import kept_origin
 from .settings import PretrainSettings
 
 PAPER_MEAN = (110.2955, 113.433, 109.914)
@@ -64,7 +64,7 @@ def build_backbone(settings: PretrainSettings) -> BackboneStart:
         loaded = _from_model(settings)
         stated = loaded.config
         source = stated.name
-        origin = {source: {k: v for k, v in stated.provenance.items() if k in ORIGIN}}
+        origin = {source: kept_origin(stated.provenance)}
         config = config.replace(options={**stated.options, **config.options}, preprocess=stated.preprocess)
         if dict(config.options) != dict(stated.options):
             raise TrainingError(
