@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -97,7 +98,7 @@ class ModelFolder:
         path = self.path / name
         if not path.is_file():
             raise ModelNotFoundError(f"The model folder {self.path} holds no {name}; it holds {_listing(self.path)}.")
-        renew = f"if you changed it on purpose, run `python -m agssp_zoo.folder {self.path}`"
+        renew = f"if you changed it on purpose, run `python -m agssp_zoo.folder {shlex.quote(str(self.path))}`"
         if not self.checksums or name == CHECKSUMS:
             check_structure(path)
         elif name not in self.checksums:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def check_folder(path: str | os.PathLike[str]) -> ModelConfig:
             "published. Publish safetensors (`agssp-zoo convert`) and take them out of the folder."
         )
     if not folder.checksums:
-        raise IntegrityError(f"{folder.path} has no {CHECKSUMS}; run `python -m agssp_zoo.folder {folder.path}`.")
+        raise IntegrityError(
+            f"{folder.path} has no {CHECKSUMS}; run `python -m agssp_zoo.folder {shlex.quote(str(folder.path))}`."
+        )
     missing = sorted(set(folder.checksums) - set(there))
     if missing:
         raise IntegrityError(

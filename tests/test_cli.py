@@ -171,6 +171,9 @@ def test_download_makes_a_folder_of_its_own(run: Run, tiny_folder: Path, tmp_pat
     code, _, err = run("download", tiny_folder, "--to", tmp_path / "copy", "--overwrite")
     assert code == 1 and "differs from its checksum" in err
     assert json.loads(run("info", tmp_path / "copy", "--json")[1])["config"]["name"] == "yolov8_s.agssp", "as it was"
+    spaced = (tmp_path / "copy").rename(tmp_path / "my copy")
+    (spaced / "config.json").write_text("{}")
+    assert f"run `python -m agssp_zoo.folder '{spaced}'`" in run("info", spaced)[2], "can be copied as it stands"
 
 
 def test_a_name_that_only_begins_like_a_home_folder_is_a_name(

@@ -405,10 +405,10 @@ def test_wishes_that_make_no_sense(wrong: dict[str, float]) -> None:
 def test_the_commands_from_measuring_to_predicting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = yolo_folder(tmp_path / "data", CLASSES, [(0, 8, 8, 24, 24)])
     model = write_folder(tmp_path / "model", CONFIG, {"model.onnx": write_onnx}, card="test")
-    arguments = ["val", "--data", str(data), "--model", str(model), "--out", str(tmp_path / "out")]
+    arguments = ["val", "--data", str(data), "--model", str(model), "--out", str(tmp_path / "my out")]
     assert main([*arguments, "--false-alarms", "2"]) == 0
-    file = tmp_path / "out" / "thresholds.json"
-    assert str(file) in capsys.readouterr().out
+    file = tmp_path / "my out" / "thresholds.json"
+    assert f"(put it into a model: agssp-zoo thresholds MODEL '{file}')" in capsys.readouterr().out
     written = json.loads(file.read_text())
     assert written["wish"]["false_alarms"] == 2 and list(written["classes"]) == list(CLASSES)
     assert (written["size"], written["iou"], written["data"]["split"], written["images"]) == (32, 0.7, "val", 5)

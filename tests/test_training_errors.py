@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 import resource
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from agssp_zoo.training.failures import explain  # noqa: E402
 from agssp_zoo.training.finetune import finetune, main, read_splits  # noqa: E402
 from agssp_zoo.training.loader import epoch_order  # noqa: E402
 from agssp_zoo.training.outputs import finish  # noqa: E402
-from agssp_zoo.training.position import Position  # noqa: E402
+from agssp_zoo.training.position import Outcome, Position  # noqa: E402
 from agssp_zoo.training.record import command  # noqa: E402
 from agssp_zoo.training.settings import TrainSettings, merge_for_resume  # noqa: E402
 
@@ -274,6 +276,25 @@ def test_a_corrupt_image_for_validation(cache_mb: int, data: Path, tmp_path: Pat
     if not cache_mb:
         measured = json.loads((run / "val" / "metrics.json").read_text())
         assert measured["images"] == 1 and measured["data"]["unreadable"] == ["val/1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("finetune", "training.finetune"),
+        ("pretrain-backbone", "training.pretrain.cli"),
+        ("pretrain-detector", "training.pretrain.stage2_cli"),
+    ],
+)
+def test_the_command_that_goes_on_can_be_copied(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the folder's name has a space."""
+    stopped = Outcome(Path("runs/my line"), False, "stopped by SIGINT", 0.0, 0, 3)
+    monkeypatch.setattr(importlib.import_module(f"agssp_zoo.{module}"), name.replace("-", "_"), lambda **_: stopped)
+    assert zoo([name]) == 0
+    advice = capsys.readouterr().out.partition("go on with: ")[2]
+    assert shlex.split(advice) == ["agssp-zoo", name, "--out", "runs/my line", "--resume"]
 
 
 def test_a_report_that_fails_names_the_command_with_all_its_options(data: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(
             f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo finetune "
-            f"--out {outcome.folder} --resume\n"
+            f"--out {shlex.quote(str(outcome.folder))} --resume\n"
         )
     return 0
 

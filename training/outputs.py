@@ -191,7 +191,7 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
         try:
             said.append(f"ONNX: {_export(best)}")
         except (AgsspZooError, OSError) as error:
-            said.append(f"no ONNX file: {error} Again with: agssp-zoo export {best}")
+            said.append(f"no ONNX file: {error} Again with: {shlex.join(['agssp-zoo', 'export', str(best)])}")
     return said
 
 

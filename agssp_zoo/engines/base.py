@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -218,7 +219,7 @@ def choose_engine(
         instead = ", or take engine='pytorch'" if file == ONNX_FILE else ""
         raise EngineError(
             f"{folder.path} holds no {file}; make it with "
-            f"`agssp-zoo export {folder.path}{_MAKE.get(precision or '', '')}`{instead}."
+            f"`agssp-zoo export {shlex.quote(str(folder.path))}{_MAKE.get(precision or '', '')}`{instead}."
         )
     return engine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         lines += [
             "",
             *threshold_lines(outcomes, wish),
-            f"{file} (put it into a model: agssp-zoo thresholds MODEL {file})",
+            f"{file} (put it into a model: agssp-zoo thresholds MODEL {shlex.quote(str(file))})",
         ]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 
 from ..settings import add_setting_arguments, given_settings
@@ -57,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
     elif outcome.finished:
         sys.stdout.write(
             f"backbone: {outcome.backbone}\ndetector: {outcome.detector}\nreport: {outcome.report}\n"
-            f"next: agssp-zoo finetune --data YOUR_DATA --model {outcome.detector}\n"
+            f"next: agssp-zoo finetune --data YOUR_DATA --model {shlex.quote(str(outcome.detector))}\n"
         )
     else:
         sys.stdout.write(
             f"{outcome.reason} in step {outcome.step}; its state is saved, the same command goes on, or: agssp-zoo "
-            f"agssp --out {outcome.folder}\n"
+            f"agssp --out {shlex.quote(str(outcome.folder))}\n"
         )
     return 0
 

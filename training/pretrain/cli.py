@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(
             f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo "
-            f"pretrain-backbone --out {outcome.folder} --resume\n"
+            f"pretrain-backbone --out {shlex.quote(str(outcome.folder))} --resume\n"
         )
     return 0
 
@@ -147,7 +148,7 @@ def _settle(values: dict[str, Any], resume: bool) -> tuple[PretrainSettings, dic
     if not given.maps:
         raise SettingError(
             f"{what}give the images' anomaly maps with --maps; make them with: agssp-zoo anomaly-maps "
-            f"{given.images[0]} --out MAPS"
+            f"{shlex.join(given.images)} --out MAPS"
         )
     refuse_idle(values, given, PRETRAINING)
     return given, None

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(
             f"done ({outcome.reason}) after {outcome.epochs} epochs; best map50_95 on held-out pseudo-boxes "
             f"{outcome.best:.4f} in epoch {outcome.best_epoch}: {outcome.folder / 'best'}\n"
-            f"next: agssp-zoo finetune --data YOUR_DATA --model {outcome.folder / 'best'}\n"
+            f"next: agssp-zoo finetune --data YOUR_DATA --model {shlex.quote(str(outcome.folder / 'best'))}\n"
         )
     else:
         sys.stdout.write(
             f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo "
-            f"pretrain-detector --out {outcome.folder} --resume\n"
+            f"pretrain-detector --out {shlex.quote(str(outcome.folder))} --resume\n"
         )
     return 0
 
@@ -155,7 +156,7 @@ def _settle(values: dict[str, Any], resume: bool) -> tuple[DetectorSettings, dic
     if not given.maps:
         raise SettingError(
             f"{what}give the images' anomaly maps with --maps; make them with: agssp-zoo anomaly-maps "
-            f"{given.images[0]} --out MAPS"
+            f"{shlex.join(given.images)} --out MAPS"
         )
     refuse_idle(values, given, TRAINING)
     return given, None
