@@ -208,6 +208,16 @@ def test_shards_have_boxes_but_no_masks(masked: tuple[MapStore, Path], tmp_path:
     assert "pixel_auroc" not in result and result["image_auroc"] == 0.75 and result["true_boxes"] == 2
 
 
+def test_images_without_labels_are_not_taken_for_sound_ones(masked: tuple[MapStore, Path], tmp_path: Path) -> None:
+    """A pool that was packed without labels says nothing about defects."""
+    store, root = masked
+    pool = read_dataset(root, format="images")
+    shards = pack(pool, tmp_path / "pool", PackSettings(format="png"))
+    with pytest.raises(DataError, match="holds neither labels nor masks"):
+        evaluate_maps(store, read_dataset(shards))
+    assert evaluate_maps(store, pool)["with_mask"] == 2, "masks beside images are known"
+
+
 def test_pseudo_boxes_are_made_as_asked(masked: tuple[MapStore, Path]) -> None:
     store, root = masked
     usual = evaluate_maps(store, read_dataset(root))

@@ -97,5 +97,5 @@ def to_text(figures: dict[str, Any]) -> str:
         lines.append(f"{figures['true_boxes']} true boxes; {figures['boxes_per_image']:.1f} pseudo-boxes an image")
     for source, part in figures.get("sources", {}).items():
         known = [f"{key} {part[key]:.4f}" for key in ("pixel_auroc", "pixel_ap", "aupro", "image_auroc") if key in part]
-        lines.append(f"  {source}: {part['images']} images; " + ", ".join(known))
+        lines.append(f"  {source}: {part['images']} images; " + (", ".join(known) or "not measured"))
     return "\n".join(lines) + "\n"

@@ -59,11 +59,17 @@ def evaluate_maps(store: MapStore, dataset: Dataset, *, boxes: BoxSettings | Non
         ``boxes_per_image``.
 
     Raises:
-        DataError: the store has none of the images, maps of other pixels, or a mask cannot be used.
+        DataError: the images have no labels, the store has none of them or maps of other pixels, or a mask cannot be
+            used.
         MissingDependencyError: scipy is not installed.
     """
     records = [replace(record, key=_stored_key(store, dataset, record)) for record in dataset]
     masks = Masks.find(replace(dataset, records=tuple(records)))
+    if dataset.unlabelled and not len(masks):
+        raise DataError(
+            f"{dataset.path}: holds neither labels nor masks, so nothing is known to measure by; give the labelled "
+            "data that its images come from (`agssp-zoo prepare-data` packs images without their labels)."
+        )
     given = _given_as_normal(store.settings)
     seen = [record for record in records if record.key in store]
     held = [record for record in seen if record.key not in given]
