@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,9 +45,9 @@ class CalibrationImages(Sequence[Array]):
     """Images as the network will get them, drawn through the model's own letterbox, each when it is asked for.
 
     Args:
-        source: a folder, a pattern or a file; files that are no images are left out.
+        source: a folder (the images directly in it), a pattern or a file; files that are no images are left out.
         preprocess: the model's own.
-        limit: at most so many; of a folder, those are drawn with a fixed seed.
+        limit: at most so many; of a folder or a pattern, those are drawn with a fixed seed.
 
     Raises:
         DataError: there is no image, or all are alike.
@@ -91,10 +92,17 @@ class CalibrationImages(Sequence[Array]):
 
 
 def _drawn(source: Path) -> Any:
-    """The image files of a folder in an order drawn with a fixed seed; anything else as it is."""
-    if not source.is_dir():
+    """The image files of a folder or a pattern in an order drawn with a fixed seed; anything else as it is."""
+    found: Iterable[Path]
+    if source.is_dir():
+        found = source.iterdir()
+    elif not source.exists():  # a pattern, else there is nothing
+        found = map(Path, glob.iglob(os.fspath(source), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute ones
+    else:
         return os.fspath(source)
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    if not files:
+        return os.fspath(source)  # which says why there are none
     return [files[index] for index in np.random.default_rng(SEED).permutation(len(files))]
 
 

@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fp16", action="store_true", help="weights and arithmetic in float16, for GPUs")
     group = parser.add_argument_group("8 bits, for CPUs")
     group.add_argument("--int8", action="store_true", help="quantise; needs --calibration")
-    group.add_argument("--calibration", metavar="DIR", help="a hundred or more images from the line, without labels")
+    group.add_argument(
+        "--calibration",
+        metavar="DIR",
+        help="a hundred or more images from the line, without labels: a folder, or a pattern such as 'line/**/*'",
+    )
     group.add_argument(
         "--validation",
         metavar="DATA",

@@ -413,3 +413,7 @@ def test_calibration_images_are_letterboxed_and_drawn_evenly(images):
     again = CalibrationImages(images, Preprocess(size=64), 5)
     assert all(np.array_equal(a, b) for a, b in zip(some, again, strict=True)), "the same ones every time"
     assert len(CalibrationImages(images, Preprocess(size=64), 100)) == 12, "broken ones are left out"
+    pattern = CalibrationImages(images.parent / "**" / images.name / "*", Preprocess(size=64), 5)
+    assert all(np.array_equal(a, b) for a, b in zip(some, pattern, strict=True)), "not the first ones"
+    with pytest.raises(DataError, match=r"for those in its sub-folders give .*/\*\*/\*'"):
+        CalibrationImages(images.parent, Preprocess(size=64), 5)
