@@ -121,7 +121,8 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make(data: Path, out: Path, **values: Any) -> MapStore:
-    how = {"method": "shaped", "object": "pool", "batch": 4, "device": "cpu", "threads": 1, **values}
+    told = {"object": "pool"} if values.get("method", "shaped") == "shaped" else {}  # ours use none
+    how = {"method": "shaped", **told, "batch": 4, "device": "cpu", "threads": 1, **values}
     store = make_maps(MapSettings(data=(str(data),), out=str(out), **how)).store
     assert store is not None
     return store
