@@ -418,3 +418,14 @@ def test_wrong_arguments_are_told(
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pseudo-boxes", str(tmp_path)]) == 1
     assert "is not a store of anomaly maps" in capsys.readouterr().err
+
+
+def test_images_in_shards_are_asked_for_by_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack(write_images(tmp_path / "data", {"a": (8, 8), "b": (8, 8)}), tmp_path / "shards", PackSettings())
+    images = read_images(tmp_path / "shards")
+    maps = {record.key: np.eye(4, dtype=np.float32) for record in images}
+    store = make_store(tmp_path / "store", images, maps)
+    assert main(["pseudo-boxes", str(store.path)]) == 1
+    said = capsys.readouterr().err
+    assert "2 of its 2 images were read from shards" in said and "name them with --data" in said
+    assert main(["pseudo-boxes", str(store.path), "--data", str(tmp_path / "shards"), "--write", "coco"]) == 0

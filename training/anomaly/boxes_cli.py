@@ -117,7 +117,13 @@ def find_images(store: MapStore, paths: Sequence[str] = (), *, format: str = "au
         )
     described = read_json(store.path / (read_store_file(store.path) or {})["files"]["keys"])
     rows = list(zip(described["keys"], described["paths"], described["sizes"], strict=True))
-    gone = [path or f"{key} (in shards)" for key, path, _ in rows if not path or not Path(path).is_file()]
+    packed = [key for key, path, _ in rows if not path]
+    if packed:
+        raise DataError(
+            f"{store.path}: {len(packed)} of its {len(rows)} images were read from shards ({some(packed)}), and maps "
+            "do not say where those are; name them with --data."
+        )
+    gone = [path for _, path, _ in rows if not Path(path).is_file()]
     if gone:
         raise DataError(
             f"{store.path}: {len(gone)} of its {len(rows)} images are not where they were ({some(gone)}); say with "
