@@ -544,6 +544,8 @@ def test_classes_that_no_image_shows_may_be_missing_where_boxes_name_them(datase
         validate(FakeDetector(answers, NAMES), replace(data, format="coco"))
     with pytest.raises(DataError, match=r"Data \(5\): crack, pit, scale, scratch, rust\. Fine-tune"):
         validate(FakeDetector(answers, NAMES), replace(data, class_names=(*NAMES[:4], "rust")))
+    with pytest.raises(DataError, match=r"a model that knows patch, too, evaluate both with --single-class"):
+        validate(FakeDetector(answers, NAMES[:4]), data)
 
 
 def test_validate_as_one_class(dataset):

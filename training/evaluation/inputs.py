@@ -163,6 +163,9 @@ def class_mapping(model_names: Sequence[str], data_names: Sequence[str]) -> Ints
                 f" The data lack {', '.join(lacking)}: list these, too, where the data's classes are listed "
                 "(classes.txt in the data folder, data.yaml, the categories of COCO)."
             )
+        elif set(model) < set(data) and len(model) > 1:
+            unknown = ", ".join(name for name in data if name not in model)
+            hint = f" To compare it with a model that knows {unknown}, too, evaluate both with --single-class."
         elif len(model) == 1 or len(data) == 1:
             hint = " To ask only whether defects are found, whatever their class, evaluate with --single-class."
         raise DataError(
