@@ -17,6 +17,7 @@ from agssp_zoo.cli import main
 from agssp_zoo.errors import DataError
 from agssp_zoo.training.data import read_dataset
 from agssp_zoo.training.data.check import check_dataset
+from agssp_zoo.training.data.check_cli import to_text
 from agssp_zoo.training.data.directions import Directions, count_directions, turned_classes
 from agssp_zoo.training.data.input_sizes import compare_input_sizes
 from agssp_zoo.training.data.records import Record
@@ -172,7 +173,10 @@ def test_command_text_json_and_pictures(
     assert "data/labels/train/2.txt:3: error [unknown-class]" in text
     assert "more errors than the tolerance of 0.00% of 13 images" in text
     assert ["pit", "9", "(9)", "4", "(4)"] in [line.split() for line in text.splitlines()]
-    assert "2 errors" in text and "across splits: 1 near duplicates, 1 of them exactly equal" in text
+    assert (
+        "2 errors" in text
+        and "across splits: 1 pair of near duplicates (2 images), 1 of the pairs exactly equal" in text
+    )
     report = json.loads((out / "report.json").read_text())
     assert report["splits"]["train"]["boxes_per_class"] == {"pit": 9, "crack": 3, "unused": 0}
     for name in ("samples.png", "duplicates.png"):
@@ -304,6 +308,18 @@ def test_a_split_at_random_would_leak(tmp_path: Path) -> None:
     messages = {problem.code: problem.message for problem in report.problems}
     assert messages["near-duplicates-inside"].startswith("2 of 6 images look much like another one, e.g. 'a' like 'c'")
     assert "no-val-split" in messages
+
+
+def test_pairs_are_not_taken_for_images(tmp_path: Path) -> None:
+    """Three images that look alike are three pairs: the warning counts images, the last line both."""
+    root = folders.voc(tmp_path)
+    (root / "train.txt").unlink()
+    (root / "val.txt").unlink()
+    for name, factor in (("c", 0.8), ("d", 0.9)):
+        ImageEnhance.Brightness(Image.open(root / "images/a.png")).enhance(factor).save(root / f"images/{name}.png")
+    text = to_text(check_dataset(read_dataset(root)))
+    assert "3 of 6 images look much like another one" in text
+    assert "within the only split: 3 pairs of near duplicates (3 images), 0 of the pairs exactly equal" in text
 
 
 def test_the_sheet_shows_every_class_and_background(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class CheckReport:
         boxes: split -> int64 (classes,), number of boxes.
         images: split -> int64 (classes + 1,), number of images that show a class; last, those that show none.
         sizes: int64 (len(SIZE_EDGES),), the histogram of box sizes.
-        duplicates: near duplicates across splits (within, when there is only one), the most similar first.
+        duplicates: pairs of near duplicates across splits (within, when there is only one), the most similar first.
         decoded: whether the images were decoded.
     """
 

@@ -134,7 +134,10 @@ def to_text(report: CheckReport, limit: int = 20) -> str:
     if report.decoded:
         same = sum(pair.same for pair in report.duplicates)
         where = "across splits" if len(splits) > 1 else "within the only split"
-        lines += ["", f"{where}: {len(report.duplicates)} near duplicates, {same} of them exactly equal"]
+        pairs, images = len(report.duplicates), len({key for d in report.duplicates for key in (d.first, d.second)})
+        many = "1 pair" if pairs == 1 else f"{pairs} pairs"
+        among = f" ({images} images)" if pairs else ""
+        lines += ["", f"{where}: {many} of near duplicates{among}, {same} of the pairs exactly equal"]
     lines += [f"fingerprint: {values['fingerprint']}", ""]
     return "\n".join(lines)
 
