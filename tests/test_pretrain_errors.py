@@ -82,6 +82,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ({"taps": (4, 3)}, TrainingError, "--taps is 4 3; give each stage once"),
         ({"taps": (0, 3)}, TrainingError, "stages are numbered from 1"),
         ({"size": 80, "resize": 80}, TrainingError, "--size 80: cspdarknet_n needs a multiple of 32"),
+        ({"hue": 0.6}, TrainingError, "--hue is 0.6; it is in turns of the colour circle .* 0-0.5"),
         ({"size": 96}, TrainingError, "--resize is 64; times --scale-min it gives 64, less than --size"),
         ({"task": "none", "map_weight": 0.0}, TrainingError, "nothing would be learned"),
         ({"schedule": "step"}, TrainingError, "--milestones is ; schedule step needs some"),

@@ -147,7 +147,6 @@ class PretrainSettings:
                 "weight_decay",
                 "clip_norm",
                 "ema_ramp",
-                "hue",
                 "threads",
             ),
             *("cache_mb", "save_every", "time_limit", "pictures", "seed"),
@@ -156,6 +155,7 @@ class PretrainSettings:
         for name in ("map_power", "scale_min", "step_factor", "moco_temperature"):
             _check(getattr(self, name) > 0, name, self, "it must be above 0")
         _check(self.lr is None or self.lr > 0, "lr", self, "it must be above 0")
+        _check(0 <= self.hue <= 0.5, "hue", self, "it is in turns of the colour circle and must lie in 0-0.5")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
             *(
