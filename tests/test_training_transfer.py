@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_dino import SMALL as SMALL_DINO
 
 torch = pytest.importorskip("torch")
 
 from agssp_zoo import models  # noqa: E402
 from agssp_zoo.config import Preprocess  # noqa: E402
-from agssp_zoo.errors import TrainingError  # noqa: E402
+from agssp_zoo.errors import SettingError, TrainingError  # noqa: E402
 from agssp_zoo.folder import write_folder  # noqa: E402
 from agssp_zoo.models import Backbone  # noqa: E402
 from agssp_zoo.training.data.records import Record  # noqa: E402
@@ -122,6 +123,20 @@ def test_the_input_is_as_large_as_the_weights_knew_it_or_as_the_images(tmp_path:
     assert settled(200, model="yolov8_n", weights="none") == 640, "the authors' size: random weights know none"
     scratch = {"model": "yolov8_n", "weights": "none", "backbone_weights": str(backbone)}
     assert [settled(side, **scratch) for side in (100, 193)] == [192, 224]
+
+    odd = config.replace(preprocess=dataclasses.replace(config.preprocess, size=250))  # bounds the longer side
+    between = write_folder(tmp_path / "between", odd, writers)
+    assert settled(200, model=str(between)) == 256, "samples are squares of this side"
+
+
+def test_a_size_has_to_fit_the_network(tmp_path: Path) -> None:
+    """Only where the network needs multiples: DINO takes any size."""
+    dino = models.default_config("dino_swin_b", class_names=("a",), options=SMALL_DINO)
+    folder = write_folder(tmp_path / "dino", dino, {})
+    settings = TrainSettings(data="x", model=str(folder), weights="none", size=100)
+    assert build_start(settings, ("a",)).module.config.preprocess.size == 100
+    with pytest.raises(SettingError, match=r"needs a multiple of 32 pixels; the nearest are 96 and 128\."):
+        build_start(dataclasses.replace(settings, model="yolov8_n"), ("a",))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agssp_zoo import models
 from agssp_zoo.config import ModelConfig, Preprocess
-from agssp_zoo.errors import TrainingError, WeightsNotPublishedError
+from agssp_zoo.errors import InvalidArgumentError, SettingError, TrainingError, WeightsNotPublishedError
 from agssp_zoo.folder import ModelFolder
 from agssp_zoo.hub import resolve
 from agssp_zoo.models import DetectorModule
@@ -59,7 +59,7 @@ def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str
         tag: what follows the architecture in the name of the trained model.
 
     Raises:
-        TrainingError: the model is no detector that can be trained.
+        TrainingError: the model is no detector that can be trained; its kind SettingError: a setting does not fit it.
         ModelNotFoundError: no such model.
     """
     torch.manual_seed(settings.seed)
@@ -93,6 +93,7 @@ def build_start(settings: TrainSettings, class_names: Sequence[str], *, tag: str
     module = models.build(config)
     if not isinstance(module, DetectorModule):  # for the type checker: it is a detector by its task
         raise TypeError(type(module))
+    _check_fit(settings, module)
     module.reset_parameters()  # drawn twice by now; the figures that are published were measured so
     loaded: list[str] = []
     sources: dict[str, Mapping[str, Any]] = {}
@@ -137,7 +138,8 @@ def settle_size(settings: TrainSettings, start: Start, records: Sequence[Record]
 
     Where none was given it is what the start's weights learned at, so that things look as large to them as before; the
     longer side of the images where that is more, in steps of 32, up to :data:`MOST_UNASKED`. With 100 images of NEU-DET
-    a larger size is no gain (docs/finetuning.md).
+    a larger size is no gain (docs/finetuning.md). It is rounded up to a multiple of the stride, as samples are squares
+    of just this side.
 
     Args:
         settings: of the run.
@@ -149,6 +151,7 @@ def settle_size(settings: TrainSettings, start: Start, records: Sequence[Record]
     config = start.module.config
     longer = median(max(record.width, record.height) for record in records)
     size = max(_longer(config.preprocess.size), min(MOST_UNASKED, 32 * math.ceil(longer / 32)))
+    size = config.preprocess.stride * math.ceil(size / config.preprocess.stride)
     start.module.config = config.replace(preprocess=_at_size(config, size))
     return dataclasses.replace(settings, size=size)
 
@@ -167,6 +170,37 @@ def settle_nms(settings: Settings, start: Start, iou: float | None) -> Settings:
     chosen = next(value for value in (settings.nms_iou, iou, config.postprocess.iou) if value is not None)
     start.module.config = config.replace(postprocess=dataclasses.replace(config.postprocess, iou=chosen))
     return dataclasses.replace(settings, nms_iou=chosen)
+
+
+def _check_fit(settings: TrainSettings, module: DetectorModule) -> None:
+    """Refuses what the network cannot take, so that nothing is written or decoded for a run that could not begin.
+
+    Raises:
+        SettingError: a size between two multiples of the stride, more frozen stages than there are, or what only other
+            backbones can do.
+    """
+    config, backbone = module.config, module.backbone
+    stride = config.preprocess.stride
+    if settings.size % stride:
+        low = settings.size // stride * stride
+        near = f"the nearest are {low} and {low + stride}" if low else f"the least is {stride}"
+        raise SettingError(
+            f"--size {settings.size}: {config.architecture} needs a multiple of {stride} pixels; {near}."
+        )
+    names = [info.name for info in backbone.stage_info]
+    if settings.freeze > len(names):
+        raise SettingError(
+            f"--freeze {settings.freeze}: the backbone has {len(names)} stages ({', '.join(names)}); freeze as many at "
+            "most."
+        )
+    try:
+        backbone.set_drop_path(settings.drop_path)
+    except InvalidArgumentError as error:
+        raise SettingError(f"--drop-path {settings.drop_path}: {error}") from None
+    try:
+        backbone.set_checkpointing(settings.checkpointing)
+    except InvalidArgumentError as error:
+        raise SettingError(f"--checkpointing: {error}") from None
 
 
 def _longer(size: int | tuple[int, int]) -> int:
