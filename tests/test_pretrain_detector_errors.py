@@ -72,6 +72,7 @@ def bad(drawn: Drawn) -> Path:
         ({"maps": ""}, TrainingError, r"--maps; make them with: agssp-zoo anomaly-maps"),
         ({"images": ""}, TrainingError, r"--images"),
         ({"val_fraction": 0.0}, TrainingError, r"--val-fraction is 0.0"),
+        ({"val_fraction": 1.0}, TrainingError, r"--val-fraction is 1.0; it must lie between 0 and 1"),
         ({"size": 100}, TrainingError, r"--size 100: yolov8_n needs a multiple of 32"),
         ({"checkpointing": True}, TrainingError, r"--checkpointing: cspdarknet_n cannot"),
         ({"thaw": 5}, TrainingError, r"--thaw 5: cspdarknet_n has 4 stages"),

@@ -94,6 +94,7 @@ def unchanged(data: Path) -> None:
         (unchanged, {"freeze": 9}, TrainingError, r"--freeze 9: the backbone has 4 stages \(.*stage4\)"),
         (unchanged, {"drop_path": 0.1}, TrainingError, "--drop-path 0.1: cspdarknet_n leaves out no residual branches"),
         (unchanged, {"checkpointing": True}, TrainingError, "--checkpointing: cspdarknet_n cannot compute its blocks"),
+        (unchanged, {"val_fraction": 1.0}, TrainingError, "--val-fraction is 1.0; it must be at least 0 and below 1"),
         (unchanged, {"data": ""}, TrainingError, "give the folder of labelled images with --data"),
         (unchanged, {"data": "no/such/data"}, DataError, "no/such/data"),
         (unchanged, {"momentum": 1.5}, TrainingError, "--momentum is 1.5; it must lie in 0-1"),

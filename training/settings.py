@@ -161,9 +161,10 @@ class TrainSettings:
             raise SettingError("--turn-classes says what --quarter-turn turns; give --quarter-turn 0.5 with it.")
         _check(0 <= self.overlap <= 0.9, "overlap", self, "it must lie in 0-0.9")
         _check(0 <= self.hue <= 0.5, "hue", self, "it is in turns of the colour circle and must lie in 0-0.5")
+        _check(0 <= self.val_fraction < 1, "val_fraction", self, "it must be at least 0 and below 1")
         _check(self.workers >= -1, "workers", self, "it must be -1, 0 or more")
         for name in (
-            *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate", "val_fraction"),
+            *("tolerance", "final_lr", "momentum", "ema_decay", "cls_pw", "mosaic", "translate"),
             *("drop_path", "scale", "flip_lr", "flip_ud", "quarter_turn", "brightness", "contrast", "saturation"),
             *("backbone_lr", "nms_iou"),
         ):

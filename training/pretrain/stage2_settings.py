@@ -74,12 +74,12 @@ class DetectorSettings(TrainSettings):
     )
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.val_fraction < 1.0:  # before fine-tuning's rule, which allows 0
+            raise SettingError(f"--val-fraction is {self.val_fraction}; it must lie between 0 and 1.")
         super().__post_init__()
         if not self.size:
             raise SettingError("--size is 0; it must be at least 32.")
         _ = self.rule
-        if not 0.0 < self.val_fraction < 1.0:
-            raise SettingError(f"--val-fraction is {self.val_fraction}; it must lie between 0 and 1.")
         if self.thaw < 0:
             raise SettingError(f"--thaw is {self.thaw}; it must not be negative.")
 
