@@ -7,6 +7,7 @@ the header: ``license`` (an SPDX identifier), ``license_link``, ``datasets`` (na
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def render_card(config: ModelConfig, *, files: Iterable[str] = (), text: str = "
         rows = "".join(f"| {key} | {_cell(value)} |\n" for key, value in provenance.items())
         parts.append(f"## Where the weights come from\n\n| | |\n|---|---|\n{rows}")
     if names := sorted(set(files)):
-        parts.append("## Files\n\n" + "".join(f"- `{name}`{_FILES.get(name, '')}\n" for name in names))
+        parts.append(_FILES_HEADING + "".join(_file_line(name, config.task) for name in names))
     parts.append(f"## Citation\n\n{CITATION}\n")
     return "\n".join(parts)
 
@@ -61,6 +62,38 @@ _FILES = {
     "model.safetensors": ": the weights for PyTorch",
     "model.onnx": ": the whole detector in one file, from uint8 image to boxes, for ONNX Runtime in any language",
 }
+_BACKBONE_FILES = {
+    **_FILES,
+    "model.onnx": ": the whole backbone in one file, from uint8 image to maps, for ONNX Runtime in any language",
+}
+_FILES_HEADING = "## Files\n\n"
+_FILES_SECTION = re.compile(rf"(?<=\n){_FILES_HEADING}((?:- `[^`\n]+`(?::[^\n]*)?\n)+)(?=\n## |\Z)")
+
+
+def _file_line(name: str, task: str) -> str:
+    """The line about a file in the list of them."""
+    return f"- `{name}`{(_BACKBONE_FILES if task == 'backbone' else _FILES).get(name, '')}\n"
+
+
+def with_file(text: str, name: str, task: str) -> str:
+    """A card that lists one more file.
+
+    Args:
+        text: the card. One without a list of files as :func:`render_card` writes it stays as it is.
+        name: the file's; one that is listed already stays as it is.
+        task: the model's, ``"detector"`` or ``"backbone"``.
+
+    Returns:
+        The card's text.
+    """
+    sections = list(_FILES_SECTION.finditer(text))
+    if len(sections) != 1:
+        return text
+    lines = sections[0][1].splitlines(keepends=True)
+    if any(line.startswith(f"- `{name}`") for line in lines):
+        return text
+    lines = sorted([*lines, _file_line(name, task)], key=lambda line: line.split("`")[1])
+    return text[: sections[0].start(1)] + "".join(lines) + text[sections[0].end(1) :]
 
 
 def read_header(card: Path) -> dict[str, Any]:

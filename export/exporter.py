@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from agssp_zoo.engines.base import ONNX_FILE, WEIGHTS_FILE
 from agssp_zoo.errors import ExportError, InvalidArgumentError, MissingDependencyError
 from agssp_zoo.file_names import user_path
-from agssp_zoo.folder import CHECKSUMS, CONFIG, ModelFolder, update_checksums
+from agssp_zoo.folder import (
+    CARD,
+    CONFIG,
+    ModelFolder,
+    read_checksums,
+    sha256_file,
+    update_checksums,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -63,7 +71,7 @@ def export_onnx(
     Args:
         model: a module of :mod:`agssp_zoo.models`, a model folder, or a model's name or path.
         out: the file; ``None`` takes ``model.onnx`` (``raw``: ``model_raw.onnx``) in the model's own folder. Where the
-            file's folder has checksums, they are brought up to date.
+            file's folder has a card that lists its files, or checksums, they are brought up to date.
         raw: leave decoding and NMS out.
         opset: ONNX operator set, 18 or newer.
         verify: compare with PyTorch on several sizes first; the file is put in place only when they agree.
@@ -115,9 +123,36 @@ def export_onnx(
         onnx.save(graph, temporary)
         if verify:
             verify_file(temporary, module, raw=raw)
-    if (target.parent / CHECKSUMS).is_file():
-        update_checksums(target.parent, [target.name])
+    enter(target, module.config.task)
     return target
+
+
+def enter(target: Path, task: str) -> None:
+    """Enters a file that was made in a model folder into the folder's card and checksums, where it has them.
+
+    A card that lists no files as :func:`agssp_zoo.card.render_card` does, or differs from its checksum, is left alone.
+
+    Args:
+        target: the file.
+        task: of the model that it holds, ``"detector"`` or ``"backbone"``.
+
+    Raises:
+        IntegrityError: the folder's checksums.json cannot be read.
+    """
+    from agssp_zoo.card import with_file
+
+    folder = target.parent
+    card, changed = folder / CARD, [target.name]
+    sums = read_checksums(folder)
+    if (folder / CONFIG).is_file() and card.is_file() and (not sums or sums.get(CARD) == sha256_file(card)):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = card.read_bytes().decode("utf-8")
+            listed = with_file(text, target.name, task)
+            if listed != text:
+                write_text(card, listed)
+                changed.append(CARD)
+    if sums:
+        update_checksums(folder, changed)
 
 
 def _load(model: ZooModule | ModelFolder | str | os.PathLike[str]) -> tuple[ZooModule, ModelFolder | None]:

@@ -15,9 +15,8 @@ import numpy as np
 
 from agssp_zoo.engines.base import PRECISION_FILES
 from agssp_zoo.errors import ExportError
-from agssp_zoo.folder import CHECKSUMS, update_checksums
 
-from .exporter import building, need_packages, target_file
+from .exporter import building, enter, need_packages, target_file
 from .sources import FloatFile, float_file
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def export_half(model: ModelFolder | str | os.PathLike[str], out: str | os.PathL
 
     Args:
         model: a YOLOv8 detector or a backbone: a model folder, a model's name, or an ONNX file of ``agssp-zoo export``.
-        out: the file; ``None`` takes ``model.fp16.onnx`` in the model's own folder, whose checksums are updated.
+        out: the file; ``None`` takes ``model.fp16.onnx`` in the model's own folder; its card and checksums follow.
 
     Raises:
         ExportError: no such model, or the file answers otherwise than the tolerances allow; then nothing is written.
@@ -67,8 +66,7 @@ def export_half(model: ModelFolder | str | os.PathLike[str], out: str | os.PathL
         onnx.save(to_half(model_float), temporary)
         onnx.checker.check_model(os.fspath(temporary))
         _compare(source, model_float, onnx.load(temporary))
-    if (target.parent / CHECKSUMS).is_file():
-        update_checksums(target.parent, [target.name])
+    enter(target, source.config.task)
     return target
 
 

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.engines.base import PRECISION_FILES
 from agssp_zoo.errors import ExportError, InvalidArgumentError
-from agssp_zoo.folder import CHECKSUMS, update_checksums
 
 from .calibration import METHODS, CalibrationImages, Progress, choose_ranges, collect
-from .exporter import building, need_packages, target_file
+from .exporter import building, enter, need_packages, target_file
 from .judges import Agreement, Judge, Judgement, Labels, open_detector
 from .sources import FloatFile, float_file
 
@@ -137,7 +136,7 @@ def export_int8(
     Args:
         model: a YOLOv8 detector: a model folder, a model's name, or an ONNX file of ``agssp-zoo export``.
         calibration: a folder of images from the line, a hundred or more; they go through the model's own letterbox.
-        out: the file; ``None`` takes ``model.int8.onnx`` in the model's own folder, whose checksums are updated.
+        out: the file; ``None`` takes ``model.int8.onnx`` in the model's own folder; its card and checksums follow.
         validation: labelled images to measure map50_95 on; ``None`` compares the detections with the float file's on
             calibration images that are held out.
         settings: the limits, and what is tried.
@@ -166,8 +165,7 @@ def export_int8(
         result = _search(path, temporary, source.config, images, judge, settings, show)
         if result.drop > settings.max_drop:
             raise ExportError(_too_bad(source, result, settings, labelled=validation is not None))
-    if (target.parent / CHECKSUMS).is_file():
-        update_checksums(target.parent, [target.name])
+    enter(target, source.config.task)
     return dataclasses.replace(result, path=target)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +20,23 @@ ort = pytest.importorskip("onnxruntime")
 from older_export import write_older  # noqa: E402
 
 from agssp_zoo import __version__, models  # noqa: E402
+from agssp_zoo.card import render_card  # noqa: E402
 from agssp_zoo.config import ModelConfig, Postprocess  # noqa: E402
-from agssp_zoo.errors import EngineError, ExportError, InvalidArgumentError, MissingDependencyError  # noqa: E402
+from agssp_zoo.errors import (  # noqa: E402
+    EngineError,
+    ExportError,
+    IntegrityError,
+    InvalidArgumentError,
+    MissingDependencyError,
+)
 from agssp_zoo.export import export_onnx  # noqa: E402
 from agssp_zoo.export.candidates import add_outputs, distributions  # noqa: E402
 from agssp_zoo.export.coarse_first import coarse_first  # noqa: E402
-from agssp_zoo.export.exporter import _with_selection  # noqa: E402
+from agssp_zoo.export.exporter import _with_selection, enter  # noqa: E402
 from agssp_zoo.export.halves import halves_apart  # noqa: E402
 from agssp_zoo.export.selection import FIRST_CANDIDATES, selection_model  # noqa: E402
 from agssp_zoo.export.verification import verify_file  # noqa: E402
-from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
+from agssp_zoo.folder import ModelFolder, sha256_file, update_checksums, write_folder  # noqa: E402
 from agssp_zoo.models.heads.dfl import DFLHead  # noqa: E402
 
 CLASSES = ("crack", "pit", "scale", "scratch")
@@ -159,6 +168,39 @@ def test_command_is_quiet_and_updates_checksums(exported):
         "model.onnx",
         "model.safetensors",
     ]
+
+
+def test_the_card_lists_the_file(exported, tmp_path):
+    folder, _ = exported
+    names = ["config.json", "model.safetensors", "model.onnx"]
+    assert (folder / "README.md").read_text() == render_card(ModelFolder.open(folder).config, files=names)
+    for name in ("README.md", "model.onnx"):
+        assert ModelFolder.open(folder).file(name)
+    for change, sums in (("Mine.\n", True), (None, False), ("\xff", True)):
+        own = shutil.copytree(folder, tmp_path / f"{change!r}")
+        if change is not None:
+            (own / "README.md").write_text(change, encoding="latin-1")
+        (own / "checksums.json").unlink()
+        if sums:
+            update_checksums(own)
+        before = (own / "README.md").read_bytes()
+        enter_copy(own)
+        assert (b"- `b.onnx`\n" in (own / "README.md").read_bytes()) == (change is None)
+        assert change is None or (own / "README.md").read_bytes() == before
+        assert all(ModelFolder.open(own).file(name) for name in ("README.md", "b.onnx"))
+        assert (own / "checksums.json").is_file() == sums
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    with (changed / "README.md").open("a") as card:
+        card.write("More.\n")
+    enter_copy(changed)
+    assert "b.onnx" not in (changed / "README.md").read_text() and ModelFolder.open(changed).file("b.onnx")
+    with pytest.raises(IntegrityError, match="differs from its checksum"):
+        ModelFolder.open(changed).file("README.md")
+
+
+def enter_copy(folder) -> None:
+    """Enters a copy of a folder's file, as if it had been exported."""
+    enter(Path(shutil.copy(folder / "model.onnx", folder / "b.onnx")), "detector")
 
 
 def test_file_keeps_the_contract(exported, session, detector):

@@ -51,7 +51,7 @@ def test_loading_it(folder):
     assert len(detector.predict(image, conf=0.05)[0]) == pytest.approx(
         len(load_detector(folder).predict(image, conf=0.05)[0]), abs=4
     )
-    assert ModelFolder.open(folder).has("model.fp16.onnx")
+    assert "\n- `model.fp16.onnx`\n" in ModelFolder.open(folder).file("README.md").read_text()
 
 
 def test_only_the_network_is_in_float16(folder):

@@ -135,7 +135,7 @@ def test_loading_it(folder, quantized):
     assert np.array_equal(one.scores, other.scores)
     assert of_folder.engine.model.path.name == "model.int8.onnx"
     assert load_detector(folder).engine.model.path.name == "model.onnx"
-    assert ModelFolder.open(folder).has("model.int8.onnx")
+    assert "\n- `model.int8.onnx`\n" in ModelFolder.open(folder).file("README.md").read_text()
     with pytest.raises(InvalidArgumentError, match="model folders"):
         load_detector(quantized.path, precision="int8")
     with pytest.raises(EngineError, match=r"no model\.fp16\.onnx; make it with `agssp-zoo export .* --fp16`"):

@@ -154,6 +154,30 @@ def test_cards_carry_what_the_hub_reads(tiny_config: ModelConfig, tmp_path: Path
     assert 'load_backbone("path/of/this/folder")' in card.render_card(converted)
 
 
+def test_a_file_is_added_to_the_list_of_a_card(tiny_config: ModelConfig) -> None:
+    names = ["config.json", "model.safetensors"]
+    backbone = ModelConfig(name="resnet50.agbp", architecture="resnet50", task="backbone")
+    for config in (tiny_config, backbone):
+        text = card.render_card(config, files=names, text="## Limits\n\nFew.")
+        for added in (["model.onnx"], ["model.int8.onnx", "model.onnx"]):
+            expected = card.render_card(config, files=[*names, *added], text="## Limits\n\nFew.")
+            text = card.with_file(text, added[0], config.task)
+            assert text == expected, "where render_card has it"
+            assert card.with_file(text, added[0], config.task) == text, "listed already"
+    assert "backbone in one file" in text and "detector" not in text
+    files = text[text.index("## Files") :]
+    for own in (
+        text.replace("## Files\n", "## Files\n\nThose of line 3:\n"),
+        text.replace("- `config.json`", "* `config.json`"),
+        text.replace("## Files", "## What lies here"),
+        text.replace("\n\n## Citation", "\nand no more.\n\n## Citation"),
+        f"{text}\n{files}",
+        card.render_card(tiny_config),
+        "Mine.",
+    ):
+        assert card.with_file(own, "model.fp16.onnx", "backbone") == own, "in the user's own words"
+
+
 def test_the_registry_takes_over_folders_and_commits(
     tiny_folder: Path, tmp_path: Path, tiny_config: ModelConfig
 ) -> None:

@@ -21,7 +21,7 @@ def trained_folder(path: Path, *, conf: float = 0.1) -> Path:
     assert config.postprocess is not None
     config = config.replace(postprocess=type(config.postprocess)(conf=conf, iou=0.5))
     files = {"model.onnx": lambda path: path.write_bytes((CARD / "model.onnx").read_bytes())}
-    return write_folder(path, config, files, card="test")
+    return write_folder(path, config, files)
 
 
 def surfaces(number: int, size: tuple[int, int] = (200, 200), *, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import nn
 from agssp_zoo import models
 from agssp_zoo.config import ModelConfig
 from agssp_zoo.errors import AgsspZooError
-from agssp_zoo.folder import ModelFolder, update_checksums, write_folder
+from agssp_zoo.folder import ModelFolder, write_folder
 
 from . import logs
 from .data.dataset import ALL, Dataset
@@ -222,13 +222,7 @@ def _val_command(folder: Path, settings: TrainSettings, split: str) -> str:
 
 def _export(best: Path) -> Path:
     """Adds model.onnx to a model folder, and to its card."""
-    from agssp_zoo.card import render_card
     from agssp_zoo.export import export_onnx
-    from agssp_zoo.folder import CARD, write_text
 
-    folder = ModelFolder.open(best)
-    file: Path = export_onnx(folder)
-    names = [name for name in (*folder.names, file.name) if name != CARD]
-    write_text(best / CARD, render_card(folder.config, files=names))
-    update_checksums(best, [CARD, file.name])
+    file: Path = export_onnx(ModelFolder.open(best))
     return file
