@@ -119,12 +119,33 @@ def locate(name_or_path: str | os.PathLike[str], options: Options = Options()) -
 
 def local_folder(name: str) -> Path | None:
     """Where a model of that name lies outside the Hub's cache, in $AGSSP_ZOO_HOME or in a checkout's model_cards."""
+    return next((place / name for place in _places() if (place / name / CONFIG).is_file()), None)
+
+
+def local_models() -> dict[str, Path]:
+    """Name -> folder of the models there whose names are not registered, but load; sorted by name."""
+    names: set[str] = set()
+    for place in _places():
+        with contextlib.suppress(OSError):  # no such folder, or a closed one
+            names.update(path.name for path in place.iterdir() if (path / CONFIG).is_file())
+    found = {}
+    for name in sorted(names):
+        full = registry.resolve_name(name)
+        if local_folder(full) if full != name else registry.find(name):
+            continue  # an architecture's name that another folder answers to, or a registered one
+        if _NAME.fullmatch(name) and (folder := local_folder(name)):
+            found[name] = folder
+    return found
+
+
+def _places() -> list[Path]:
+    """The folders of model folders, in the order in which they are looked through."""
     places = []
     if home := os.environ.get("AGSSP_ZOO_HOME"):
         places.append(user_path(home))
     if (CHECKOUT_MODELS.parent / "setup.cfg").is_file():
         places.append(CHECKOUT_MODELS)
-    return next((place / name for place in places if (place / name / CONFIG).is_file()), None)
+    return places
 
 
 def namespace() -> str:

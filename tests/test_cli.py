@@ -110,6 +110,33 @@ def test_list_shows_what_there_is(run: Run) -> None:
     assert run("list", "qqq*") == (0, "", "") and json.loads(run("list", "qqq*", "--json")[1]) == []
 
 
+def test_list_shows_local_models_with_names_of_their_own(
+    run: Run, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("AGSSP_ZOO_HOME", str(home))
+    assert json.loads(run("list", "--json")[1]), "a home that is not there"
+    for name in ("line3", "yolov8_s.agssp", "yolov8_s", "yolov8_n", "no name"):
+        write_folder(home / name, tiny_config.replace(name=name, provenance={"license": "mit"}), {})
+    (home / "notes").mkdir()
+    local = ["line3", "yolov8_n"]  # yolov8_s means the folder yolov8_s.agssp
+    code, out, _ = run("list", "--json")
+    entries = {entry["name"]: entry for entry in json.loads(out)}
+    assert code == 0 and list(entries) == sorted([*agssp_zoo.list_models(), *local])
+    assert [name for name, entry in entries.items() if entry["where"] == "local"] == local
+    assert entries["yolov8_s.agssp"]["where"] == "disk" and entries["line3"].keys() == entries["yolov8_s.agssp"].keys()
+    assert (entries["line3"]["task"], entries["line3"]["license"]) == ("detector", "mit")
+    assert all(hub.resolve(name).path == home / name for name in local)
+    line = next(line for line in run("list")[1].splitlines() if line.startswith("line3 "))
+    assert line.split() == ["line3", "detector", "local", "yolov8_s", "in", str(home / "line3")]
+    assert "line3" in run("list", "yolov8_s", "--task", "detector")[1] and "line3" not in run("list", "swin*")[1]
+    assert "line3" not in run("list", "--task", "backbone")[1]
+    (home / "line3" / "config.json").write_text("{}")
+    code, out, err = run("list", "line*")
+    assert (code, err) == (0, "") and out.splitlines()[1].split()[:3] == ["line3", "-", "local"]
+    assert "differs from its checksum" in out
+
+
 def test_info_tells_what_is_known(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("info", "yolov8_s")
     assert code == 0 and str(agssp_zoo.model_info("yolov8_s").authors_link) in out and "agssp-zoo convert" in out
