@@ -106,7 +106,7 @@ def load_backbone(
         HubError, IntegrityError, ConfigError, CheckpointError: its files cannot be had or are wrong.
         EngineError: the device is not there, or the file does not suit.
         MissingDependencyError: PyTorch is not installed.
-        InvalidArgumentError: a keyword that makes no sense.
+        InvalidArgumentError: a keyword that makes no sense, or an ONNX file without ``engine="onnx"``.
     """
     from agssp_zoo.detector import check_loading
 
@@ -119,6 +119,9 @@ def load_backbone(
         return _load_onnx(name_or_path, out_indices, device, hub)
     if engine != "pytorch":
         raise InvalidArgumentError(f"engine={engine!r}; choose 'pytorch' or 'onnx'.")
+    path = user_path(name_or_path)
+    if path.suffix == ".onnx" and not (path / CONFIG).is_file() and not os.fspath(name_or_path).startswith("hf://"):
+        raise InvalidArgumentError(f"{path} is an ONNX file; take engine='onnx', or give a model folder.")
     _need_torch()
     from agssp_zoo.engines.pytorch import find_device
 

@@ -209,6 +209,11 @@ def test_errors(folder, onnx_folder, tmp_path, monkeypatch):
         load_backbone(folder, engine="onnx")
     with pytest.raises(EngineError, match="There is no file"):
         load_backbone(tmp_path / "none.onnx", engine="onnx")
+    for weights in (True, False):
+        with pytest.raises(InvalidArgumentError, match=r"model\.onnx is an ONNX file; take engine='onnx'"):
+            load_backbone(onnx_folder / "model.onnx", weights=weights)
+    with pytest.raises(InvalidArgumentError, match="take engine='onnx'"):
+        load_backbone("none.onnx")
     with pytest.raises(EngineError, match="PyTorch has cpu"):
         load_backbone(folder, device="tpu")
     with pytest.raises(InvalidArgumentError, match="engine='pytorch'"):
