@@ -27,6 +27,9 @@ SCHEMA_VERSION = 1
 Size = int | tuple[int, int]
 T = TypeVar("T")
 
+NETWORK_STRIDES = {"yolov8": 32}
+"""Family of architectures -> what the sides of its input must be multiples of; families not named take any side."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -35,7 +38,7 @@ class Preprocess:
     Attributes:
         size: an int bounds the longer side, and the image is padded only up to the next multiple of ``stride``
             (rectangular); a pair (height, width) is a fixed canvas. In pixels.
-        stride: the input's height and width are multiples of this.
+        stride: the input's height and width are multiples of this; for a YOLOv8 a multiple of 32 itself.
         fit: ``"letterbox"`` keeps the aspect ratio and pads; ``"stretch"`` fills the size, changing the ratio.
         resize: ``"opencv"`` reproduces OpenCV bit for bit (INTER_AREA when shrinking, else INTER_LINEAR), as the
             authors' pipeline does; ``"opencv_linear"`` always takes INTER_LINEAR; ``"pillow"`` is Pillow's
@@ -149,6 +152,13 @@ class ModelConfig:
                 raise ConfigError(f"{self.name}: a detector needs class_names.")
             if self.postprocess is None:
                 object.__setattr__(self, "postprocess", Postprocess())
+        needed = NETWORK_STRIDES.get(self.architecture.partition("_")[0], 1)
+        if self.preprocess.stride % needed:
+            raise ConfigError(
+                f"{self.name}: preprocess.stride is {self.preprocess.stride}, but {self.architecture} needs a multiple "
+                f"of {needed}; set it to {needed} in config.json, and renew the checksums with "
+                "`python -m agssp_zoo.folder DIR`."
+            )
         if len(set(self.class_names)) != len(self.class_names):
             raise ConfigError(f"{self.name}: class_names holds a name twice: {list(self.class_names)}.")
         for name in self.postprocess.class_conf if self.postprocess else ():

@@ -278,6 +278,21 @@ def test_a_config_of_an_unknown_schema_is_refused(version: int | None, words: st
         ModelConfig.from_dict({**plain, "schema_version": version})
 
 
+@pytest.mark.parametrize("stride", [1, 16, 48])
+def test_a_stride_that_the_network_cannot_take_is_refused(tmp_path: Path, stride: int) -> None:
+    """On such a canvas the maps of YOLOv8's levels do not fit each other."""
+    plain = ModelConfig("mine", "yolov8_s", "detector", class_names=("a",)).to_dict()
+    plain["preprocess"]["stride"] = stride
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(errors.ConfigError, match=f"stride is {stride}, but yolov8_s needs a multiple of 32; set it to"):
+        agssp_zoo.load_detector(tmp_path)
+    plain["preprocess"]["stride"] = 64
+    assert ModelConfig.from_dict(plain).preprocess.stride == 64
+    plain["architecture"] = "dino_swin_b"  # takes any side
+    plain["preprocess"]["stride"] = 1
+    assert ModelConfig.from_dict(plain).preprocess.stride == 1
+
+
 def test_a_config_that_answers_nothing_is_refused() -> None:
     """JSON as Python reads it may hold NaN, with which a detector would answer that there is nothing."""
     plain = ModelConfig("yolov8_s", "yolov8_s", "detector", class_names=("a",)).to_dict()
