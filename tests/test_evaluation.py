@@ -26,7 +26,7 @@ from agssp_zoo.training.evaluation.coco import coco_dicts
 from agssp_zoo.training.evaluation.curves import between, wilson
 from agssp_zoo.training.evaluation.errors import KINDS
 from agssp_zoo.training.evaluation.inputs import build_table
-from agssp_zoo.training.evaluation.runner import ValidationSettings
+from agssp_zoo.training.evaluation.settings import ValidationSettings
 from agssp_zoo.training.evaluation.suppression import Stricter
 
 NAMES = ("crack", "pit", "scale", "scratch", "patch", "inclusion")

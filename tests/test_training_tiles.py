@@ -165,7 +165,8 @@ def test_the_score_in_training_is_that_of_the_detector_on_tiles(multi_label: boo
     from agssp_zoo.config import Preprocess
     from agssp_zoo.detector import Detector
     from agssp_zoo.engines.pytorch import PyTorchEngine
-    from agssp_zoo.training.evaluation.runner import ValidationSettings, predict_records
+    from agssp_zoo.training.evaluation.runner import predict_records
+    from agssp_zoo.training.evaluation.settings import ValidationSettings
     from agssp_zoo.training.validation import Validator
 
     records = read_dataset(write_strips(tmp_path / "strips")).split("val").records

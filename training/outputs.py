@@ -173,7 +173,7 @@ def finish(folder: Path, data: Dataset, settings: TrainSettings, *, device: str,
             from agssp_zoo.tiling import OVERLAP
 
             from .evaluation import validate
-            from .evaluation.runner import ValidationSettings
+            from .evaluation.settings import ValidationSettings
 
             chosen = ValidationSettings(
                 engine="pytorch",

@@ -110,7 +110,8 @@ def _measure(name: str, data: Path, best: Path, built: Path, onnx: bool) -> tupl
     from agssp_zoo.folder import ModelFolder
 
     from .data import read_dataset
-    from .evaluation.runner import ValidationSettings, validate
+    from .evaluation.runner import validate
+    from .evaluation.settings import ValidationSettings
 
     dataset = read_dataset(data)
     before = validate(best, dataset, split="val", settings=ValidationSettings(engine="pytorch")).metrics

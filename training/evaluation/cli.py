@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, writes and prints; returns 0."""
     from ..data.places import check_out
-    from .runner import ValidationSettings, validate
+    from .runner import validate
+    from .settings import ValidationSettings
     from .thresholds import lines as threshold_lines
     from .thresholds import wished, write_thresholds
     from .words import left_out
