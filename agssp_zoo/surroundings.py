@@ -34,6 +34,11 @@ def endings() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM, *heard)
 
 
+def exit_code(number: int) -> int:
+    """A command's exit code: 128 + the number of the signal that stopped it before its end, as shells have it; 0."""
+    return 128 + number if number else 0
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP raise :class:`Terminated`, so that temporary files go, where Python would end at once.

@@ -8,6 +8,7 @@ import json
 import re
 import resource
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,9 +296,9 @@ def test_the_command_that_goes_on_can_be_copied(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where the folder's name has a space."""
-    stopped = Outcome(Path("runs/my line"), False, "stopped by SIGINT", 0.0, 0, 3)
+    stopped = Outcome(Path("runs/my line"), False, "stopped by SIGINT", 0.0, 0, 3, signal.SIGINT)
     monkeypatch.setattr(importlib.import_module(f"agssp_zoo.{module}"), name.replace("-", "_"), lambda **_: stopped)
-    assert zoo([name]) == 0
+    assert zoo([name]) == 130, "what follows by && would take a model that is not ready"
     advice = capsys.readouterr().out.partition("go on with: ")[2]
     assert shlex.split(advice) == ["agssp-zoo", name, "--out", "runs/my line", "--resume"]
 

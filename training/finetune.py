@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import AgsspZooError, DataError, MissingDependencyError, SettingError, TrainingError
+from agssp_zoo.surroundings import exit_code
 
 from .data.problems import some
 from .devices import build_accelerator, is_main, settle_precision, settle_threads
@@ -47,12 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains as the options say; 0 when the run finished or was stopped with its state saved."""
+    """Trains as the options say.
+
+    Returns:
+        0 when the run is finished or its time limit is over, 128 + its number when a signal has stopped it: the state
+        is saved, but what follows by ``&&`` would take a model that is not ready.
+    """
     as_json = bool(getattr(args, "json", False))
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         outcome = finetune(**given_settings(args), resume=args.resume)
+    code = exit_code(outcome.signal)
     if not is_main():
-        return 0
+        return code
     if as_json:
         from agssp_zoo.commands.options import print_json
 
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo finetune "
             f"--out {shlex.quote(str(outcome.folder))} --resume\n"
         )
-    return 0
+    return code
 
 
 def finetune(*, resume: bool = False, **values: Any) -> Outcome:

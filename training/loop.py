@@ -175,7 +175,8 @@ class EpochLoop(ABC, Generic[BatchT]):
                 outputs.close(at.history)
         finished = bool(ended) or at.epoch >= self.settings.epochs
         said = reason or "all epochs done"
-        return Outcome(outputs.folder, finished, said, at.best, at.best_epoch, at.epoch)
+        by = 0 if finished else self.stop.signal
+        return Outcome(outputs.folder, finished, said, at.best, at.best_epoch, at.epoch, by)
 
     def restore_models(self, *, over: bool) -> None:
         """Writes the models anew that the run's folder has lost, as far as the state has them.

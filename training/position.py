@@ -75,6 +75,7 @@ class Outcome:
         best: the best map50_95.
         best_epoch: the epoch, from 1, that it was reached in.
         epochs: epochs done.
+        signal: the number of the signal that stopped it; 0 where none did.
     """
 
     folder: Path
@@ -83,3 +84,4 @@ class Outcome:
     best: float
     best_epoch: int
     epochs: int
+    signal: int = 0

@@ -25,16 +25,21 @@ class StopRequest:
     Args:
         accelerator: of the run's processes.
         time_limit: seconds from now; 0 has no limit.
+
+    Attributes:
+        signal: the number of the signal that this process was asked by; 0 before.
     """
 
     def __init__(self, accelerator: Accelerator, time_limit: float) -> None:
         self.accelerator = accelerator
-        self._signal = ""
+        self.signal = 0
         self._deadline = time.monotonic() + time_limit if time_limit else math.inf
 
     def reason(self) -> str:
         """Why to stop, the same on all processes at least in being empty or not; all of them have to ask together."""
-        reason = self._signal or ("time limit" if time.monotonic() > self._deadline else "")
+        reason = "time limit" if time.monotonic() > self._deadline else ""
+        if self.signal:
+            reason = f"stopped by {signal.Signals(self.signal).name}"
         if self.accelerator.num_processes > 1:
             flag = torch.tensor(float(bool(reason)), device=self.accelerator.device)
             if self.accelerator.reduce(flag, "sum").item() and not reason:
@@ -50,9 +55,9 @@ class StopRequest:
         """
 
         def ask(number: int, _: FrameType | None) -> None:
-            if self._signal and number == signal.SIGINT:
+            if self.signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._signal = f"stopped by {signal.Signals(number).name}"
+            self.signal = int(number)
 
         if threading.current_thread() is not threading.main_thread():
             yield

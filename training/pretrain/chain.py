@@ -65,6 +65,7 @@ class ChainOutcome:
         backbone: the pretrained backbone, a model folder.
         detector: the pretrained detector, a model folder.
         report: the report; ``None`` where it was not written.
+        signal: the number of the signal that stopped it; 0 where none did.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class ChainOutcome:
     backbone: Path
     detector: Path
     report: Path | None = None
+    signal: int = 0
 
 
 def run_chain(**values: Any) -> ChainOutcome:
@@ -268,7 +270,7 @@ class Chain:
             begun = time.monotonic()
             outcome = self._run_step(step)
             if outcome is not None and not outcome.finished:
-                return replace(done, finished=False, reason=outcome.reason, step=step)
+                return replace(done, finished=False, reason=outcome.reason, step=step, signal=outcome.signal)
             self.finished[step] = {"last_sitting_seconds": round(time.monotonic() - begun, 1)}
             self.save()
         from .chain_report import write_chain_report

@@ -10,6 +10,9 @@ import argparse
 import contextlib
 import shlex
 import sys
+from pathlib import Path
+
+from agssp_zoo.surroundings import exit_code
 
 from ..settings import add_setting_arguments, given_settings
 from .chain_settings import STEPS, ChainSettings
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the chain; 0 when it finished or was stopped with its state saved."""
+    """Runs the chain; the exit codes are those of ``agssp-zoo finetune``."""
     from .chain import open_chain, run_chain
 
     as_json = bool(getattr(args, "json", False))
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if as_json:
         from agssp_zoo.commands.options import print_json
 
-        print_json({k: v if isinstance(v, bool) or v is None else str(v) for k, v in vars(outcome).items()})
+        print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(outcome).items()})
     elif outcome.finished:
         sys.stdout.write(
             f"backbone: {outcome.backbone}\ndetector: {outcome.detector}\nreport: {outcome.report}\n"
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             f"{outcome.reason} in step {outcome.step}; its state is saved, the same command goes on, or: agssp-zoo "
             f"agssp --out {shlex.quote(str(outcome.folder))}\n"
         )
-    return 0
+    return exit_code(outcome.signal)
 
 
 def main() -> int:

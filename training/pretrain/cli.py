@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agssp_zoo.errors import AgsspZooError, MissingDependencyError, SettingError, TrainingError
+from agssp_zoo.surroundings import exit_code
 
 from ..devices import build_accelerator, is_main, settle_precision, settle_threads
 from ..idle import PRETRAINING, refuse_idle
@@ -43,16 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pretrains as the options say; 0 when the run finished or was stopped with its state saved."""
+    """Pretrains as the options say.
+
+    Returns:
+        0 when the run is finished or its time limit is over, 128 + its number when a signal has stopped it: the state
+        is saved, but what follows by ``&&`` would take a model that is not ready.
+    """
     as_json = bool(getattr(args, "json", False))
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         outcome = pretrain_backbone(**given_settings(args, PretrainSettings), resume=args.resume)
+    code = exit_code(outcome.signal)
     if not is_main():
-        return 0
+        return code
     if as_json:
         from agssp_zoo.commands.options import print_json
 
-        values = {name: getattr(outcome, name) for name in ("finished", "reason", "epochs")}
+        values = {name: getattr(outcome, name) for name in ("finished", "reason", "epochs", "signal")}
         print_json({**values, "folder": str(outcome.folder), "model": str(outcome.folder / "last")})
     elif outcome.finished:
         sys.stdout.write(f"done ({outcome.reason}) after {outcome.epochs} epochs: {outcome.folder / 'last'}\n")
@@ -61,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             f"{outcome.reason} in epoch {outcome.epochs + 1}; the state is saved, go on with: agssp-zoo "
             f"pretrain-backbone --out {shlex.quote(str(outcome.folder))} --resume\n"
         )
-    return 0
+    return code
 
 
 def pretrain_backbone(*, resume: bool = False, **values: Any) -> Outcome:
