@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agssp_zoo.config import Preprocess
 
     from .int8_graph import Plan
+    from .rounding import Inputs
 
 Array = NDArray[Any]
 Ranges = dict[str, tuple[float, float]]
@@ -38,6 +39,8 @@ SAMPLE = 1 << 14
 """Values of one tensor and image that go into its histogram, evenly spread; the lowest and highest always count."""
 LEVELS = 128
 """Of the quantised distribution that the entropy method compares with."""
+FITTED = 64
+"""Images that weights are rounded by."""
 SEED = 0
 
 
@@ -114,26 +117,15 @@ class Histogram:
         counts: (BINS,) how many values fell into each bin of [-limit, limit].
         limit: half the width of what the bins cover; 0 before the first value.
         low: the lowest value; high: the highest.
-        sums: (C,) the sum of every channel, the second axis of what was added; 0 before the first values.
-        places: how many values of each channel that are.
     """
 
     counts: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
     limit: float = 0.0
     low: float = 0.0
     high: float = 0.0
-    sums: Array = field(default_factory=lambda: np.zeros(()))
-    places: int = 0
-
-    @property
-    def means(self) -> Array:
-        """(C,) the mean of every channel."""
-        return self.sums / max(self.places, 1)
 
     def add(self, values: Array) -> None:
-        """Counts the values of a float array (B, C, ...)."""
-        self.sums = self.sums + values.sum((0, *range(2, values.ndim)), dtype=np.float64)
-        self.places += values.size // values.shape[1]
+        """Counts the values of a float array."""
         low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = max(-low, high)
@@ -198,7 +190,12 @@ class Histogram:
 
 
 def collect(
-    model: onnx.ModelProto, plan: Plan, images: Sequence[Array], snapshots: Sequence[int], progress: Progress
+    model: onnx.ModelProto,
+    plan: Plan,
+    images: Sequence[Array],
+    snapshots: Sequence[int],
+    progress: Progress,
+    inputs: Inputs | None = None,
 ) -> dict[int, dict[str, Histogram]]:
     """Runs the float graph on images and counts what its activations are.
 
@@ -208,6 +205,7 @@ def collect(
         images: canvases (H, W, 3), uint8.
         snapshots: after how many images the histograms are wanted.
         progress: shows how far the work is.
+        inputs: looks at the activations of the first :data:`FITTED` images, too.
 
     Returns:
         Number of images -> name of the tensor -> its histogram.
@@ -228,8 +226,11 @@ def collect(
     found: dict[int, dict[str, Histogram]] = {}
     histograms = {name: Histogram() for name in wanted}
     for number, image in enumerate(progress(images, len(images), "calibrating (images)"), 1):
-        for name, values in zip(wanted, session.run(wanted, {"images": image[None]}), strict=True):
+        activations = dict(zip(wanted, session.run(wanted, {"images": image[None]}), strict=True))
+        for name, values in activations.items():
             histograms[name].add(values)
+        if inputs is not None and number <= FITTED:
+            inputs.add(activations)
         if number in snapshots:
             found[number] = {name: histogram.copy() for name, histogram in histograms.items()}
     return found

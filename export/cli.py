@@ -129,12 +129,12 @@ def _quantized(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "map50_after": result.after.map50,
         "method": result.chosen.method,
         "images": result.chosen.images,
-        "bias_correction": result.chosen.corrected,
+        "rounding": result.chosen.rounding,
         "trials": [
             {
                 "method": trial.method,
                 "images": trial.images,
-                "bias_correction": trial.corrected,
+                "rounding": trial.rounding,
                 "points": trial.judgement.points,
                 "map50": trial.judgement.map50,
             }

@@ -23,11 +23,10 @@ from agssp_zoo.detector import Detector  # noqa: E402
 from agssp_zoo.engines.base import RawDetections  # noqa: E402
 from agssp_zoo.errors import DataError, EngineError, ExportError, InvalidArgumentError  # noqa: E402
 from agssp_zoo.export import Int8Settings, export_int8, export_onnx  # noqa: E402
-from agssp_zoo.export.bias_correction import correct_biases  # noqa: E402
-from agssp_zoo.export.calibration import BINS, CalibrationImages, Histogram, choose_ranges, collect  # noqa: E402
+from agssp_zoo.export.calibration import BINS, CalibrationImages, Histogram, choose_ranges  # noqa: E402
 from agssp_zoo.export.int8_graph import Plan, merge_columns, plan, prepare  # noqa: E402
 from agssp_zoo.export.judges import Agreement, Judgement  # noqa: E402
-from agssp_zoo.export.quantize import no_progress, quantize  # noqa: E402
+from agssp_zoo.export.quantize import no_progress  # noqa: E402
 from agssp_zoo.folder import ModelFolder, sha256_file, write_folder  # noqa: E402
 from agssp_zoo.training.synthetic import write_dataset  # noqa: E402
 
@@ -72,7 +71,7 @@ def test_the_file_keeps_the_contract(folder, quantized):
     before, after = (session.get_modelmeta().custom_metadata_map for session in (one, other))
     assert before.items() <= after.items() and after["precision"] == "int8"
     stored = json.loads(after["calibration"])
-    assert stored.pop("bias_correction") == quantized.chosen.corrected
+    assert stored.pop("rounding") == quantized.chosen.rounding
     assert stored == {"method": "minmax", "images": 8, "full_range": False}
     model = onnx.load(quantized.path)
     onnx.checker.check_model(model, full_check=True)
@@ -153,7 +152,7 @@ def test_the_best_calibration_is_kept(folder, images, tmp_path):
     settings = Int8Settings(max_drop=40, methods=("percentile 99.99", "entropy", "minmax"), images=(8, 2))
     result = export_int8(folder, images, tmp_path / "a.onnx", settings=settings)
     assert [(t.method, t.images) for t in result.trials[:3]] == [(m, 8) for m in settings.methods]
-    assert [t.corrected for t in result.trials[:4]] == [False] * 3 + [True] and result.trials[3].images == 8
+    assert [t.fitted for t in result.trials[:4]] == [True] * 3 + [False] and result.trials[3].images == 8
     first = max(result.trials[:3], key=lambda t: t.judgement.rank)
     assert result.trials[3].method == first.method and len(result.trials) == 5 and result.trials[4].images == 2
     best = max(result.trials, key=lambda t: t.judgement.rank)
@@ -163,7 +162,7 @@ def test_the_best_calibration_is_kept(folder, images, tmp_path):
     stored = onnx.load(result.path).metadata_props
     chosen = json.loads(next(entry.value for entry in stored if entry.key == "calibration"))
     assert chosen["method"] == best.method and chosen["images"] == best.images
-    assert chosen["bias_correction"] == best.corrected
+    assert chosen["rounding"] == best.rounding
 
 
 def test_a_file_within_the_limit_goes_before_a_better_one_without(folder, images, tmp_path, monkeypatch):
@@ -341,50 +340,12 @@ def test_files_that_decode_all_boxes(tmp_path):
     assert len(todo.floors) == 57 and not set(todo.tensors) & {"network/scores", "network/boxes"}
 
 
-def test_corrected_biases_take_back_what_rounding_weights_shifts(folder, images):
-    """Checked where it can be: on one convolution without padding, the mean answer is that of float weights again."""
-    prepared = prepare(onnx.load(folder / "model.onnx"))
-    todo = plan(prepared)
-    canvases = CalibrationImages(images, ModelConfig.load(folder).preprocess, 6)
-    histograms = collect(prepared, todo, canvases, [6], no_progress)[6]
-    quantized = quantize(prepared, todo, choose_ranges(histograms, todo, "minmax"), full_range=False)
-    means = {name: histogram.means for name, histogram in histograms.items()}
-    corrected = correct_biases(prepared, quantized, means)
-
-    def parts(model):
-        constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-        makers = {name: node for node in model.graph.node for name in node.output}
-        for node in model.graph.node:
-            if node.op_type == "Conv":
-                maker = makers.get(node.input[1])
-                names = [node.input[1]] if maker is None else maker.input[:2]
-                bias = constants.get(node.input[2], 0.0) if len(node.input) > 2 else 0.0
-                yield node.name, node.input[0], [constants[name] for name in names], bias
-
-    rounded = {name: weight for name, _, weight, _ in parts(quantized) if len(weight) == 2}
-    before = {name: bias for name, _, _, bias in parts(prepared)}
-    assert len(rounded) == 69 and sum(np.isscalar(bias) for bias in before.values()) == 4
-    moved = 0
-    for name, source, (weight,), bias in parts(corrected):
-        if name not in rounded:
-            assert np.array_equal(bias, before[name]), "what stays in float keeps its bias"
-            continue
-        whole, scale = rounded[name]
-        mean = np.broadcast_to(histograms[source].means[:, None, None], weight.shape[1:])
-        expected = (weight * mean).sum((1, 2, 3)) + before[name]
-        found = (whole * scale.reshape(-1, 1, 1, 1) * mean).sum((1, 2, 3)) + bias
-        assert np.allclose(found, expected, atol=1e-5)
-        moved += bool(np.abs(bias - before[name]).max() > 1e-6)
-    assert moved == len(rounded)
-
-
 def test_histograms_grow_and_give_ranges():
     histogram = Histogram()
     generator = np.random.default_rng(0)
     for scale in (0.5, 1.0, 7.0):  # the range doubles on the way
         histogram.add((scale * generator.standard_normal((1, 4, 60, 60))).astype(np.float32))
     assert histogram.counts.shape == (BINS,) and histogram.counts.sum() == 3 * 4 * 60 * 60
-    assert histogram.means.shape == (4,) and np.abs(histogram.means).max() < 0.3
     low, high = histogram.range("minmax")
     assert histogram.low == low < -20 and high == histogram.high > 20
     narrow = histogram.range("percentile 99.99")
@@ -392,7 +353,6 @@ def test_histograms_grow_and_give_ranges():
     assert histogram.range("percentile 99.999")[1] >= narrow[1]
     assert 0 < histogram.range("entropy")[1] <= high
     positive = Histogram()
-    assert positive.means.shape == ()
     positive.add(np.abs(generator.standard_normal((1, 1, 100))).astype(np.float32))
     assert all(positive.range(method)[0] == 0 for method in ("minmax", "percentile 99.99", "entropy")), "0 is in it"
     nothing = Histogram()
