@@ -277,6 +277,9 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
         **dict.fromkeys(("mosaic", "translate", "scale", "flip_lr", "flip_ud"), 0.0),
         **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0),
     }  # fmt: skip
+    with pytest.raises(TrainingError, match="--cls-pw is of the YOLOv8 detectors' loss"):
+        finetune(**settings, cls_pw=0.5, data=str(data), model=str(start), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
     outcome = finetune(**settings, data=str(data), model=str(start), out=str(tmp_path / "run"))
     found = rows(tmp_path / "run")
     assert list(found[0])[3:7] == ["rpn_cls_loss", "rpn_box_loss", "cls_loss", "box_loss"]

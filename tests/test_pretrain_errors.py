@@ -87,6 +87,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ({"task": "none", "map_weight": 0.0}, TrainingError, "nothing would be learned"),
         ({"schedule": "step"}, TrainingError, "--milestones is ; schedule step needs some"),
         ({"task": "simmim", "mask_patch": 16}, TrainingError, "--mask-patch 16 must be a multiple of .* stride 32"),
+        (
+            {"task": "simmim", "size": 48, "mask_patch": 32},
+            TrainingError,
+            "--size 48: cspdarknet_n needs a multiple",
+        ),
+        ({"drop_path": 0.1}, TrainingError, "--drop-path 0.1: cspdarknet_n leaves out no residual branches"),
+        ({"checkpointing": True}, TrainingError, "--checkpointing: cspdarknet_n cannot compute its blocks"),
         ({"model": "yolov8_n"}, TrainingError, r"is a detector; give the name of its backbone \(cspdarknet_n\)"),
         ({"model": "resnet51"}, ModelNotFoundError, "did you mean 'resnet50'"),
         ({"weights": "no/such"}, ModelNotFoundError, "no/such"),
@@ -112,7 +119,7 @@ def test_a_run_that_cannot_start_says_why(
         given[name] = str(folder / value) if is_path and value else value
     with pytest.raises(error, match=message):
         pretrain_backbone(**given)
-    assert not (tmp_path / "run" / "last").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_without_maps_can_be_tolerated(drawn: dict[str, Any], tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def finetune(*, resume: bool = False, **values: Any) -> Outcome:
     size_given = settings.size
     settings = settle_size(settings, start, train.records)
     family = family_of(start.module)
+    family.build_loss(start.module, settings, train.class_counts())  # settings of another loss are told, too
     settings = settle_nms(settings, start, None if stored else family.nms_iou)  # a run of an earlier version had none
     settings = settings.settled(precision, family.rates)
     record = describe(settings, train, val, start)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .augment import turning_labels
+from .branches import set_branches
 from .checkpoint import Checkpoint
 from .data.dataset import Dataset
 from .devices import settle_workers
@@ -69,8 +70,7 @@ class Trainer(EpochLoop[Batch]):
 
         if settings.freeze:
             self.module.backbone.freeze_stages(settings.freeze)
-        self.module.backbone.set_drop_path(settings.drop_path)
-        self.module.backbone.set_checkpointing(settings.checkpointing)
+        set_branches(self.module.backbone, settings)
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.module, settings.ema_decay, settings.ema_ramp)
         network: torch.nn.Module = self.module

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from agssp_zoo import models
 from agssp_zoo.config import ModelConfig, Preprocess
-from agssp_zoo.errors import InvalidArgumentError, SettingError, TrainingError, WeightsNotPublishedError
+from agssp_zoo.errors import SettingError, TrainingError, WeightsNotPublishedError
 from agssp_zoo.folder import ModelFolder
 from agssp_zoo.hub import resolve
 from agssp_zoo.models import DetectorModule
 
+from .branches import set_branches
 from .data.records import Record
 from .renormalize import renormalize
 from .settings import TrainSettings
@@ -193,14 +194,7 @@ def _check_fit(settings: TrainSettings, module: DetectorModule) -> None:
             f"--freeze {settings.freeze}: the backbone has {len(names)} stages ({', '.join(names)}); freeze as many at "
             "most."
         )
-    try:
-        backbone.set_drop_path(settings.drop_path)
-    except InvalidArgumentError as error:
-        raise SettingError(f"--drop-path {settings.drop_path}: {error}") from None
-    try:
-        backbone.set_checkpointing(settings.checkpointing)
-    except InvalidArgumentError as error:
-        raise SettingError(f"--checkpointing: {error}") from None
+    set_branches(backbone, settings)
 
 
 def _longer(size: int | tuple[int, int]) -> int:

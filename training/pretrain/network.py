@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from agssp_zoo.errors import SettingError
 from agssp_zoo.models import Backbone
 
+from ..branches import set_branches
 from .activation import guidance_losses
 from .settings import PretrainSettings
 from .stages import StageRunner
-from .tasks import Task, build_task
+from .tasks import Task, build_task, check_patch
 
 
 class PretrainNetwork(nn.Module):
@@ -37,8 +38,6 @@ class PretrainNetwork(nn.Module):
         check_stages(backbone, settings)
         backbone.freeze_stages(settings.freeze)
         self.task: Task = build_task(settings, backbone, classes)
-        backbone.set_drop_path(settings.drop_path)
-        backbone.set_checkpointing(settings.checkpointing)
         count = len(backbone.stages)
         task_runs = settings.active_task != "none"
         self.stages = StageRunner(backbone, count if task_runs else max(settings.taps))
@@ -77,10 +76,10 @@ class PretrainNetwork(nn.Module):
 
 
 def check_stages(backbone: Backbone, settings: PretrainSettings) -> None:
-    """Refuses taps and frozen stages that the backbone has not.
+    """Refuses what the backbone has not or cannot do, and sets what it can.
 
     Raises:
-        SettingError: such numbers.
+        SettingError: such taps, frozen stages, an input or hidden patches of such a size, or blocks of other backbones.
     """
     names = [info.name for info in backbone.stage_info]
     count = len(names)
@@ -100,3 +99,6 @@ def check_stages(backbone: Backbone, settings: PretrainSettings) -> None:
     stride = backbone.stage_info[-1].reduction
     if settings.size % stride:
         raise SettingError(f"--size {settings.size}: {settings.model} needs a multiple of {stride}.")
+    set_branches(backbone, settings)
+    if settings.active_task == "simmim":
+        check_patch(backbone, settings)

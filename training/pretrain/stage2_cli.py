@@ -113,6 +113,7 @@ def pretrain_detector(*, resume: bool = False, **values: Any) -> Outcome:
     settings = settle_nms(settings, start, None)
     settings = settings.settled_for(precision, backbone.config.architecture, names, family_of(start.module).rates)
     pool = read_boxes(settings)
+    family_of(start.module).build_loss(start.module, settings, pool.train.class_counts())  # refuses those of another
     record = describe(settings, pool, start)
     if stored and (changed := changes(record, stored)):
         raise TrainingError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agssp_zoo.errors import TrainingError
+from agssp_zoo.errors import SettingError
 from agssp_zoo.models import Backbone
 
 from .settings import PretrainSettings
@@ -56,7 +56,7 @@ def build_task(settings: PretrainSettings, backbone: Backbone, classes: int) -> 
         classes: number of names that task ``cls`` tells apart.
 
     Raises:
-        TrainingError: the task does not suit the backbone or the sizes.
+        SettingError: the task does not suit the backbone or the sizes.
     """
     channels = backbone.stage_info[-1].channels
     if settings.active_task == "cls":
@@ -115,7 +115,7 @@ class MaskedTokens(Task):
         settings: size of input and patch.
 
     Raises:
-        TrainingError: the patch is no multiple of the last stage's stride, or the input none of the patch.
+        SettingError: the patch is no multiple of the last stage's stride, or the input none of the patch.
     """
 
     def __init__(self, backbone: Backbone, settings: PretrainSettings) -> None:
@@ -157,18 +157,13 @@ class MaskedModelling(Task):
         settings: size of input and patch.
 
     Raises:
-        TrainingError: the patch is no multiple of the last stage's stride, or the input none of the patch.
+        SettingError: the patch is no multiple of the last stage's stride, or the input none of the patch.
     """
 
     def __init__(self, backbone: Backbone, settings: PretrainSettings) -> None:
         super().__init__()
         last = backbone.stage_info[-1]
         check_patch(backbone, settings)
-        if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
-            raise TrainingError(
-                f"--task simmim hides patches between convolutions, and {settings.model} has none; take --task cls, "
-                "mocov3 or none."
-            )
         self.stride = last.reduction
         self.token = nn.Parameter(torch.zeros(1, last.channels, 1, 1))
         nn.init.trunc_normal_(self.token, std=0.02)
@@ -200,10 +195,15 @@ class MaskedModelling(Task):
 
 
 def check_patch(backbone: Backbone, settings: PretrainSettings) -> None:
-    """Raises TrainingError when hidden patches do not fit the backbone's last map, or the input."""
+    """Raises SettingError when patches cannot be hidden, or do not fit the backbone's last map or the input."""
+    if not backbone.has_tokens and not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
+        raise SettingError(
+            f"--task simmim hides patches between convolutions, and {settings.model} has none; take --task cls, "
+            "mocov3 or none."
+        )
     stride = backbone.stage_info[-1].reduction
     if settings.mask_patch % stride or settings.size % settings.mask_patch:
-        raise TrainingError(
+        raise SettingError(
             f"--task simmim: --mask-patch {settings.mask_patch} must be a multiple of the backbone's stride {stride} "
             f"and divide --size {settings.size}."
         )
