@@ -17,6 +17,8 @@ from agssp_zoo.resize import resize
 
 Image = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
+MOST_PIXELS = 1 << 28
+"""Of a canvas; the first maps of the smallest detector then take 4 GiB."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,18 @@ class Letterbox:
         object.__setattr__(self, "size", check_size(self.size, self.preprocess))
 
     def place(self, image_size: tuple[int, int]) -> Placement:
-        """Plans where an image of (height, width) pixels lies."""
+        """Plans where an image of (height, width) pixels lies.
+
+        Raises:
+            InvalidArgumentError: the canvas would have more than :data:`MOST_PIXELS` pixels.
+        """
         size, settings = self.size, self.preprocess
         if size is None:  # __post_init__ has put one there
             raise InvalidArgumentError("Letterbox has no size.")
         bound = (size, size) if isinstance(size, int) else size
         if settings.fit == "stretch":
             canvas = (_ceil(bound[0], settings.stride), _ceil(bound[1], settings.stride))
+            _check_canvas(canvas, size)
             return Placement(image_size, canvas, canvas)
         height, width = image_size
         ratio = min(bound[0] / height, bound[1] / width)
@@ -99,6 +106,7 @@ class Letterbox:
         canvas = (_ceil(resized[0], settings.stride), _ceil(resized[1], settings.stride))
         if not isinstance(size, int):
             canvas = size
+        _check_canvas(canvas, size)
         if settings.pad_position == "top_left":
             return Placement(image_size, resized, canvas)
         # An odd row or column of padding goes below or to the right, as with the authors: round(pad // 2 - 0.1) above.
@@ -161,6 +169,15 @@ def check_size(size: Size | None, preprocess: Preprocess) -> Size:
             )
         return pair
     return _side(size)
+
+
+def _check_canvas(canvas: tuple[int, int], size: Size) -> None:
+    """Refuses what would only be ended by the system for its memory."""
+    if canvas[0] * canvas[1] > MOST_PIXELS:
+        raise InvalidArgumentError(
+            f"size={size} makes a network input of {canvas[1]}x{canvas[0]} pixels; {MOST_PIXELS:,} are the most, so "
+            "give a smaller size."
+        )
 
 
 def _side(value: object) -> int:

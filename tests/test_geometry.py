@@ -105,6 +105,14 @@ def test_wrong_sizes(size):
         Letterbox(Preprocess(), size)
 
 
+@pytest.mark.parametrize("settings", [{}, {"fit": "stretch"}])
+@pytest.mark.parametrize("size", [1_000_000, (32_000, 32_000)])
+def test_a_canvas_that_no_memory_holds(settings, size):
+    with pytest.raises(InvalidArgumentError, match=r"makes a network input of \d+x\d+ pixels; .* give a smaller"):
+        Letterbox(Preprocess(**settings), size).place((480, 640))
+    assert Letterbox(Preprocess(), 100_000).place((64, 100_000)).canvas == (64, 100_000), "a long strip is none"
+
+
 @pytest.mark.parametrize(
     ("image", "tile", "overlap"), [((1000, 3000), 640, 0.2), ((641, 639), 640, 0.5), ((50, 7000), (64, 512), 0.0)]
 )

@@ -261,6 +261,15 @@ def test_weights_that_do_not_fit(tmp_path, detector):
     for init in (False, True):
         with pytest.raises(CheckpointError, match=r"int8 values.*: backbone\.stem\.conv\.weight"):
             models.weights.load_state(models.build(detector.config, init=init), quantised, where="x")
+    for value in (math.nan, math.inf):
+        astray = state["backbone.stem.conv.weight"].clone()
+        astray[3, 0, 1, 1] = value
+        with pytest.raises(
+            CheckpointError, match=r"x holds NaN or infinity.*: backbone\.stem\.conv\.weight\. The file"
+        ):
+            models.weights.load_state(detector, {**state, "backbone.stem.conv.weight": astray}, where="x")
+    huge = {**state, "backbone.stem.bn.bias": torch.full((16,), 3e38)}  # whose sum is no number, though each value is
+    models.weights.load_state(models.build(detector.config, init=False), huge, where="x")
     for options in ("[1]", "null", "{", "[" * 100_000):
         save_file(state, tmp_path / "odd.safetensors", metadata={**metadata, "options": options})
         with pytest.raises(IntegrityError, match="metadata cannot be read"):
