@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluation import NAMES, make, random_case
+from random_cases import NAMES, make, random_case
 
 from agssp_zoo.errors import DataError, ImageError, InvalidArgumentError
 from agssp_zoo.plotting import class_color

@@ -12,8 +12,10 @@ import onnx.parser
 import onnxruntime
 import pytest
 import torch
+from random_cases import NAMES, random_case
 from test_engines import write_onnx as write_old_onnx
-from test_evaluation import NAMES, greedy, random_case, yolo_folder
+from test_evaluation import greedy
+from test_val import yolo_folder
 
 from agssp_zoo import models
 from agssp_zoo.cli import main
@@ -376,7 +378,7 @@ def test_thresholds_keep_the_wish_and_the_next_would_not(seed: int) -> None:
 
 
 def test_classes_without_boxes_and_without_detections() -> None:
-    from test_evaluation import make
+    from random_cases import make
 
     truth = [make([(0, 0, 10, 10)], [0]), make([], [])]
     answers = [make([], [], []), make([(0, 0, 9, 9), (20, 20, 30, 30)], [1, 1], [0.5, 0.3])]
