@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from agssp_zoo.errors import InvalidArgumentError, SettingError
 
 if TYPE_CHECKING:
-    from agssp_zoo.models.backbone import Backbone
+    from agssp_zoo.models import Backbone
 
     from .pretrain.settings import PretrainSettings
     from .settings import TrainSettings
