@@ -182,6 +182,15 @@ ARMS = {
         Arm("now_resnet50_agssp", "AGBP and AGDP (AGSSP)", "--model {out}/now_resnet50_agdp/last", "now_resnet50_agdp",
             _LITE, nms_iou=0.5),
         *(
+            Arm(f"{name}_turned", f"the same as {label}, `--quarter-turn 0.5 --turn-classes scratches`",
+                f"{start} --quarter-turn 0.5 --turn-classes scratches", stage, _LITE, nms_iou=0.5)
+            for name, label, start, stage in (
+                ("now_resnet50_imagenet", "ImageNet",
+                 f"--model {_LITE} --weights none --backbone-weights {_LITE_IMAGENET}", "resnet50_imagenet"),
+                ("now_resnet50_agssp", "AGSSP", "--model {out}/now_resnet50_agdp/last", "now_resnet50_agdp"),
+            )
+        ),
+        *(
             Arm(f"resnet50_{name}", label, f"--model {_LITE} --weights none --backbone-weights {{out}}/{folder}",
                 f"resnet50_{name}", _LITE)
             for name, label, folder in (
@@ -202,7 +211,12 @@ TABLES = {
     "keep": ("random", "keep_agbp", "keep_agssp"),
     "now": ("now_random", "now_agssp", "now_turned", "now_turned_class"),
     "resnet50": ("resnet50_imagenet", "resnet50_random", "resnet50_agbp", "resnet50_agssp"),
-    "now_resnet50": ("now_resnet50_imagenet", "now_resnet50_agssp"),
+    "now_resnet50": (
+        "now_resnet50_imagenet",
+        "now_resnet50_agssp",
+        "now_resnet50_imagenet_turned",
+        "now_resnet50_agssp_turned",
+    ),
     "studies": ("random", *(f"study_{name}" for name in STUDIES)),
 }
 """The tables of docs/results.md: each arm is compared with the first of its table."""
