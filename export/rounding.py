@@ -161,14 +161,18 @@ def round_together(wanted: Array, covariance: Array, limit: int) -> Array:
         limit: the largest whole number.
 
     Returns:
-        Whole numbers (O, N), float64, from ``-limit`` to ``limit``.
+        Whole numbers (O, N), float64, from ``-limit`` to ``limit``; the nearest ones where inputs hardly vary, so
+        that the covariance is no more than the errors of its own computation.
     """
     number = wanted.shape[1]
     variance = np.diag(covariance)
     order = np.argsort(-variance, kind="stable")
     damped = covariance + np.diag(np.where(variance > 0, DAMPING * variance.mean(), 1.0))
     # Row i of the upper factor says how the weights behind i make up for what i was moved by.
-    factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    try:
+        factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    except np.linalg.LinAlgError:
+        return np.clip(np.rint(wanted), -limit, limit)
     left = wanted[:, order].copy()
     whole = np.empty_like(left)
     for index in range(number):

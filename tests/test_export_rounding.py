@@ -72,6 +72,8 @@ def test_inputs_that_go_together_make_up_for_one_another():
     # Nothing to make up for: each to the nearest. Dead inputs are none of anybody's business.
     alone = round_together(wanted, np.diag(np.r_[np.arange(1.0, 40), 0.0]), 64)
     assert np.array_equal(alone, np.rint(wanted))
+    noise = generator.normal(size=(40, 40))  # of images that show nothing: no covariance, errors of a sum
+    assert np.array_equal(round_together(wanted, 1e-9 * (noise + noise.T), 64), np.rint(wanted))
     assert np.abs(round_together(20 * wanted, np.cov(inputs.T, bias=True), 64)).max() == 64
 
 
